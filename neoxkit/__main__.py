@@ -1,0 +1,5 @@
+"""python -m neoxkit"""
+
+from neoxkit.cli import main
+
+main()

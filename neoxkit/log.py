@@ -1,0 +1,75 @@
+"""What a person reads while work goes on: progress and notes, on stderr, through rich.
+
+Results never go through here: they are printed to stdout by the command.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Progress(Protocol):
+    """Told of work as it is done."""
+
+    def advance(self, amount: int) -> None:
+        """So much more is done, in the unit that the total was given in."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def advance(self, amount: int) -> None:
+        """Do nothing."""
+
+
+def console() -> Console:
+    """The console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def note(message: str) -> None:
+    """One line to whoever watches."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """One line of warning to whoever watches."""
+    note(f"warning: {message}")
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str = "bytes") -> Iterator[Progress]:
+    """A progress bar on stderr: bytes, or a count of `unit`. Without a terminal, one line at the end.
+
+    On a terminal the bar is live; in a log file a bar is noise, so only its last state is printed.
+    """
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress as Bar,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    amounts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
+    bar = Bar(
+        TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn(), console=console(), transient=False
+    )
+    with bar:
+        task = bar.add_task(what, total=total)
+
+        class Live:
+            def advance(self, amount: int) -> None:
+                bar.advance(task, amount)
+
+        yield Live()
