@@ -1,0 +1,1 @@
+"""Text into tokens, tokens into rows, rows into batches."""

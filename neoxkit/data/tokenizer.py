@@ -1,0 +1,176 @@
+"""A tokenizer from its files, and the training of a new one.
+
+Everything is done by the `tokenizers` library; here is which file is read, which tokens are
+special, and the fingerprint by which data and model know that they mean the same tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from neoxkit.errors import DataError
+
+FILE = "tokenizer.json"
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+"""What a Hugging Face folder may hold beside tokenizer.json that belongs to the tokenizer."""
+
+EOD, PADDING = "<|endoftext|>", "<|padding|>"
+"""GPT-NeoX's special tokens, ids 0 and 1."""
+
+SMALLEST = 2 + 256
+"""The smallest vocabulary that is trained: the special tokens and every byte."""
+
+
+class Tokenizer:
+    """Text to ids and back, by the files of a Hugging Face tokenizer.
+
+    `vocab` is one more than the greatest id; `bos`, `eos`, `pad` are ids or None; `fingerprint` is
+    "sha256:" and the hash of tokenizer.json.
+
+    `path` is a tokenizer.json, or a folder with one; bos, eos and pad are what its
+    tokenizer_config.json, or else special_tokens_map.json, names. A file without either is taken
+    to end documents with <|endoftext|>, if it has that token.
+
+    Raises DataError when there is no such file, it is not a tokenizer, or a token that is named is unknown.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        given = Path(path)
+        self.path = given / FILE if given.is_dir() else given
+        if not self.path.is_file():
+            raise DataError(f"{given}: no tokenizer.json", "give a tokenizer.json, or a folder with one")
+        content = self.path.read_bytes()
+        self.fingerprint = "sha256:" + hashlib.sha256(content).hexdigest()
+        self._inner = _load(self.path, content)
+        # Some files carry the truncation and padding of the run that saved them, which would cut text silently.
+        self._inner.no_truncation()
+        self._inner.no_padding()
+        ids = self._inner.get_vocab(with_added_tokens=True).values()
+        if not ids:
+            raise DataError(f"{self.path}: its vocabulary is empty", "give another tokenizer")
+        self.vocab = max(ids) + 1
+        named = _special(self.path.parent)
+        self.bos, self.eos, self.pad = (self._named(named.get(f"{kind}_token")) for kind in ("bos", "eos", "pad"))
+        if self.eos is None:
+            self.eos = self._inner.token_to_id(EOD)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({str(self.path)!r}, vocab={self.vocab})"
+
+    def id(self, token: str) -> int:
+        """The id of a token. Raises DataError when there is none."""
+        number: int | None = self._inner.token_to_id(token)
+        if number is None:
+            raise DataError(f'{self.path}: no token "{token}"', "name one that the tokenizer has")
+        return number
+
+    def eod(self, token: str | None = None) -> int:
+        """The id that ends a document: of `token`, or eos. Raises DataError when there is neither."""
+        if token is not None:
+            return self.id(token)
+        if self.eos is None:
+            raise DataError(f"{self.path}: no token that ends a document", "name it with --eod")
+        return self.eos
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """The ids of a text; with `special`, and whatever the tokenizer puts around it, such as bos."""
+        ids: list[int] = self._inner.encode(text, add_special_tokens=special).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, by all cores unless TOKENIZERS_PARALLELISM is false."""
+        return [found.ids for found in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of ids; special tokens are left out unless `special`."""
+        text: str = self._inner.decode(list(ids), skip_special_tokens=not special)
+        return text
+
+    def files(self) -> list[Path]:
+        """The tokenizer's own files, to be carried along byte for byte."""
+        beside = (self.path.with_name(name) for name in BESIDE)
+        return [self.path, *(path for path in beside if path.is_file())]
+
+    def _named(self, token: str | None) -> int | None:
+        return None if token is None else self.id(token)
+
+
+def _load(path: Path, content: bytes) -> tokenizers.Tokenizer:
+    wrong = f"{path} is not a tokenizer"
+    try:
+        parsed = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{wrong}: {error}", "give a tokenizer.json as Hugging Face writes it") from None
+    if not isinstance(parsed, dict) or "model" not in parsed:
+        raise DataError(f'{wrong}: it has no "model"', "give a tokenizer.json as Hugging Face writes it")
+    try:
+        return tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises plain Exception
+        raise DataError(f"{wrong}: {error}", "give a tokenizer.json as Hugging Face writes it") from error
+
+
+def _special(folder: Path) -> dict[str, str]:
+    """The special tokens that the files of a folder name: {"eos_token": "</s>", ...}."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content: Any = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}", "mend or remove it") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{path} is not a JSON object", "mend or remove it")
+        for key, value in content.items():
+            token = value.get("content") if isinstance(value, dict) else value
+            if key in ("bos_token", "eos_token", "pad_token") and isinstance(token, str):
+                found[key] = token
+    return found
+
+
+def train_bpe(texts: Iterable[str], vocab: int, folder: Path) -> None:
+    """Train a byte-level BPE of up to `vocab` entries and write it to `folder`, which must be new.
+
+    It is lossless: unlike GPT-NeoX's own, it does not normalise text to NFC. The same texts give the
+    same bytes, in any order. It stops short of `vocab` where no pair of tokens occurs twice.
+
+    Raises DataError when `vocab` is below 258, the special tokens and every byte.
+    """
+    if vocab < SMALLEST:
+        raise DataError(f"a vocabulary of {vocab} entries is too small", f"give at least {SMALLEST}: {_WHY}")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        min_frequency=2,
+        special_tokens=[EOD, PADDING],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    special = {"bos_token": EOD, "eos_token": EOD, "unk_token": EOD, "pad_token": PADDING}
+    # GPTNeoXTokenizerFast would load too, but transformers 5 then rebuilds the tokenizer with NFC, whatever
+    # the file says. This class takes the file as it is, in versions 4 and 5.
+    config = {
+        **special,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": int(1e30),  # what transformers writes for "no limit"
+    }
+    folder.mkdir()
+    (folder / FILE).write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
+
+
+_WHY = "two special tokens and the 256 bytes"

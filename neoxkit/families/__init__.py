@@ -1,0 +1,36 @@
+"""The families neoxkit knows, by name, by architecture and by model type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from neoxkit.errors import ConversionError
+from neoxkit.families.gpt_neox import GPT_NEOX
+from neoxkit.families.llama import LLAMA
+from neoxkit.families.mistral import MISTRAL
+from neoxkit.families.schema import Family
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (GPT_NEOX, LLAMA, MISTRAL)}
+
+
+def by_name(name: str) -> Family:
+    """The family called so. Raises ConversionError for another."""
+    if name not in FAMILIES:
+        raise ConversionError(f"no family is called {name!r}", f"choose one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def recognise(theirs: Mapping[str, Any], where: str = "config.json") -> Family:
+    """The family of a Hugging Face configuration, by `architectures`, or else by `model_type`.
+
+    Raises ConversionError for an architecture that neoxkit does not know.
+    """
+    architectures = theirs.get("architectures") or []
+    model_type = theirs.get("model_type")
+    for family in FAMILIES.values():
+        if family.architecture in architectures or (not architectures and family.model_type == model_type):
+            return family
+    named = ", ".join(architectures) or model_type or "nothing"
+    known = ", ".join(family.architecture for family in FAMILIES.values())
+    raise ConversionError(f"{where} describes {named}, which is no family neoxkit knows", f"it knows {known}")

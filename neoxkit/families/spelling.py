@@ -1,0 +1,143 @@
+"""Reads and writes a foreign configuration by a family's table of fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from neoxkit.config.model import ModelConfig
+from neoxkit.errors import ConversionError
+from neoxkit.families.schema import REQUIRED, Family, Field, Required
+
+
+class Absent:
+    """What a path that is not there holds."""
+
+
+ABSENT = Absent()
+
+
+def lookup(tree: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, or ABSENT."""
+    here: Any = tree
+    for key in path.split("."):
+        if not isinstance(here, Mapping) or key not in here:
+            return ABSENT
+        here = here[key]
+    return here
+
+
+def place(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Put a value at a dotted path; a mapping is merged into a mapping that is there."""
+    *parents, last = path.split(".")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    if isinstance(value, dict) and isinstance(tree.get(last), dict):
+        tree[last].update(value)
+    else:
+        tree[last] = dict(value) if isinstance(value, dict) else value
+
+
+def read_config(family: Family, theirs: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+    """Our configuration from theirs.
+
+    Raises ConversionError when a key is missing, when two spellings disagree, or when the values ask
+    for something that the family's architecture, as neoxkit knows it, does not do.
+    """
+    ours: dict[str, Any] = {"family": family.name}
+    for path in dict.fromkeys(field.ours for field in family.fields):
+        place(ours, path, _read_field([f for f in family.fields if f.ours == path], theirs, where))
+    for path, value in family.implies.items():
+        if callable(value):
+            continue
+        given = lookup(ours, path)
+        if given not in (ABSENT, value):
+            raise ConversionError(
+                f"{where}: {path} is {given!r}, but neoxkit computes {family.name} with {value!r} only",
+                "this model is not supported",
+            )
+        place(ours, path, value)
+    try:
+        return ModelConfig.model_validate(ours)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        keys = [key for field in family.fields if path.startswith(field.ours) for key in field.theirs]
+        named = f" (from {', '.join(keys)})" if keys else ""
+        raise ConversionError(f"{where}: {path or 'model'}{named}: {first['msg']}", "correct the file") from None
+
+
+def _read_field(fields: list[Field], theirs: Mapping[str, Any], where: str) -> Any:
+    """Our value, from all the spellings that are there; those which hold null give way to others."""
+    found: dict[str, Any] = {}
+    for field in fields:
+        for path in (*field.theirs, *field.also):
+            value = lookup(theirs, path)
+            if value is ABSENT or (value is None and not field.nullable):
+                continue
+            try:
+                found[path] = field.read(value)
+            except (KeyError, TypeError, ValueError) as error:
+                reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+                raise ConversionError(f"{where}: {path} = {value!r}: {reason}", "this value is not supported") from None
+    stated = {path: value for path, value in found.items() if value is not None}
+    if len({repr(value) for value in stated.values()}) > 1:
+        listed = ", ".join(f"{path} says {value!r}" for path, value in stated.items())
+        raise ConversionError(f"{where}: two spellings disagree: {listed}", "remove the wrong one")
+    if stated or found:
+        return next(iter(stated.values()), None)
+    default = next((field.default for field in fields if not isinstance(field.default, Required)), REQUIRED)
+    if isinstance(default, Required):
+        raise ConversionError(f"{where}: the key {fields[0].theirs[0]!r} is missing", "add it")
+    return default(theirs) if callable(default) else default
+
+
+def unfit(family: Family, config: ModelConfig) -> list[str]:
+    """Why a model cannot be spelled as this family, one reason each; empty when it can."""
+    ours = config.model_dump(mode="json")
+    reasons = []
+    for path, value in family.implies.items():
+        wanted = value(config) if callable(value) else value
+        given = lookup(ours, path)
+        if given is not ABSENT and given != wanted:
+            reasons.append(f"{path} is {_spelled(given)}, {family.name} has {_spelled(wanted)}")
+    if not reasons:
+        written: dict[str, tuple[str, Any]] = {}
+        for field in family.fields:
+            given = lookup(ours, field.ours)
+            for path in field.theirs:
+                other, before = written.setdefault(path, (field.ours, given))
+                if other != field.ours and before != given:
+                    reasons.append(
+                        f"{other} is {_spelled(before)} and {field.ours} is {_spelled(given)}, "
+                        f"{family.name} has one {path} for both"
+                    )
+    return reasons
+
+
+def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
+    """Their configuration from ours, in every spelling that a supported release reads.
+
+    Raises ConversionError with each reason when the model does not fit.
+    """
+    if reasons := unfit(family, config):
+        raise ConversionError(f"the model does not fit {family.name}: {'; '.join(reasons)}", "export as another family")
+    ours = config.model_dump(mode="json")
+    theirs: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
+    for field in family.fields:
+        value = lookup(ours, field.ours)
+        for path in field.theirs:
+            place(theirs, path, field.write(None if value is ABSENT else value))
+    return theirs
+
+
+def unknown_keys(family: Family, theirs: Mapping[str, Any]) -> list[str]:
+    """Their keys that the table does not know, which may mean something that neoxkit does not do."""
+    known = {path.split(".")[0] for field in family.fields for path in (*field.theirs, *field.also)}
+    return sorted(key for key in theirs if key not in known | family.passive and not key.startswith("_"))
+
+
+def _spelled(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,82 @@
+"""Grouped-query attention.
+
+Shapes: B batch, T tokens, H query heads, G key/value heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from neoxkit.config.model import Alibi, ModelConfig
+from neoxkit.nn.kernels import attend, distance_bias, visible
+from neoxkit.nn.norm import RMSNorm
+from neoxkit.nn.position import Rotation, alibi_slopes, rotate, rotation
+from neoxkit.nn.state import LayerState
+from neoxkit.parallel.layers import Column, Row
+
+
+class Context(NamedTuple):
+    """What every layer of one forward pass shares: computed once, not in each layer."""
+
+    rotation: Rotation | None
+    mask: Tensor | None  # bool or additive [B, 1 or H, T, S]; None: causal over the tokens at hand
+    positions: Tensor  # [B or 1, T]
+    last: int  # the highest position, when there is a state
+
+
+def build_context(
+    config: ModelConfig, positions: Tensor, segments: Tensor | None, dtype: torch.dtype, stateful: bool
+) -> Context:
+    """The shared part of a pass over tokens at `positions` [B or 1, T] with `segments` [B, T] or None.
+
+    The mask is left out where plain causal attention says the same, since the fused kernel is then
+    twice as fast.
+    """
+    turn = rotation(config, positions, dtype)
+    tokens = positions.shape[1]
+    last = int(positions.max()) if stateful else tokens - 1
+    window = config.mixer.window
+    if window is not None and window > last:
+        window = None
+    alibi = isinstance(config.position, Alibi)
+    if not (stateful or alibi or segments is not None or window is not None):
+        return Context(turn, None, positions, last)
+    slots = torch.arange(last + 1, device=positions.device)[None]
+    mask = visible(positions, slots, window, None if segments is None else (segments, segments))
+    if alibi:
+        slopes = torch.tensor(alibi_slopes(config.mixer.heads), device=positions.device)
+        mask = distance_bias(positions, slots, slopes).masked_fill(~mask, float("-inf")).to(dtype)
+    return Context(turn, mask, positions, last)
+
+
+class GroupedQueryAttention(nn.Module):
+    """Holds `{name}.q`, `.k`, `.v` as one fused matrix, and `{name}.o`."""
+
+    def __init__(self, config: ModelConfig, name: str) -> None:
+        super().__init__()
+        mixer = config.mixer
+        self.heads, self.kv_heads, self.head_dim = mixer.heads, mixer.kv_heads, mixer.head_dim
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.qkv = Column(
+            {f"{name}.q": q, f"{name}.k": kv, f"{name}.v": kv}, config.width, self.head_dim, mixer.bias
+        )
+        self.o = Row(f"{name}.o", q, config.width, self.head_dim, mixer.out_bias)
+        self.q_norm = RMSNorm(f"{name}.q_norm", self.head_dim, config.norm.eps) if mixer.qk_norm else None
+        self.k_norm = RMSNorm(f"{name}.k_norm", self.head_dim, config.norm.eps) if mixer.qk_norm else None
+
+    def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
+        """[B, T, width] -> [B, T, width]."""
+        batch, tokens, _ = x.shape
+        heads = self.qkv(x).view(batch, tokens, -1, self.head_dim)
+        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if context.rotation is not None:
+            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+        if state is not None:
+            k, v = state.extend(k, v, context.positions, context.last)
+        mixed = attend(q, k, v, context.mask)
+        return self.o(mixed.reshape(batch, tokens, -1))

@@ -1,0 +1,50 @@
+"""The feed-forward sublayer, plain or gated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neoxkit.config.model import ModelConfig
+from neoxkit.parallel.layers import Column, Row
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "relu": F.relu,
+}
+
+
+class Mlp(nn.Module):
+    """down(act(up x)). Holds `{name}.up` and `{name}.down`."""
+
+    def __init__(self, config: ModelConfig, name: str) -> None:
+        super().__init__()
+        mlp = config.mlp
+        self.up = Column({f"{name}.up": mlp.hidden}, config.width, bias=mlp.bias)
+        self.down = Row(f"{name}.down", mlp.hidden, config.width, bias=mlp.bias)
+        self.activation = ACTIVATIONS[mlp.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        return self.down(self.activation(self.up(x)))
+
+
+class GatedMlp(nn.Module):
+    """down(act(gate x) * up x) (arXiv 2002.05202). Holds `{name}.gate` and `.up` fused, and `.down`."""
+
+    def __init__(self, config: ModelConfig, name: str) -> None:
+        super().__init__()
+        mlp = config.mlp
+        self.gate_up = Column({f"{name}.gate": mlp.hidden, f"{name}.up": mlp.hidden}, config.width, bias=mlp.bias)
+        self.down = Row(f"{name}.down", mlp.hidden, config.width, bias=mlp.bias)
+        self.activation = ACTIVATIONS[mlp.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(self.activation(gate) * up)

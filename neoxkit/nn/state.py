@@ -1,0 +1,47 @@
+"""What attention remembers between tokens, so that each new token costs one step and not a whole pass.
+
+Shapes: B batch, C capacity in tokens, G key/value heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from neoxkit.config.model import ModelConfig
+
+
+class LayerState:
+    """Keys and values of one layer, [B, C, G, D]; the token at position p lies in slot p."""
+
+    def __init__(self, batch: int, capacity: int, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (batch, capacity, config.mixer.kv_heads, config.mixer.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def extend(self, keys: Tensor, values: Tensor, positions: Tensor, last: int) -> tuple[Tensor, Tensor]:
+        """Remember keys and values [B, T, G, D] at `positions` [B, T]; return those of slots 0 to `last`.
+
+        Rows of a batch may stand at different positions. A slot that a row has not reached yet holds
+        nothing it can see: attention looks only at slots up to a token's own position.
+        """
+        row = torch.arange(keys.shape[0], device=keys.device)[:, None]
+        self.keys[row, positions] = keys
+        self.values[row, positions] = values
+        return self.keys[:, : last + 1], self.values[:, : last + 1]
+
+
+class State:
+    """The memory of a whole decoder for a batch of sequences."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        where = device or torch.device("cpu")
+        self.capacity = capacity
+        self.layers = [LayerState(batch, capacity, config, dtype, where) for _ in range(config.depth)]

@@ -1,0 +1,1 @@
+"""Layers whose parameters say which logical tensors they hold."""

@@ -1,0 +1,161 @@
+"""Packing: gpt-neox's golden numbers, and its algorithm as a plain loop for a judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings, strategies as st
+
+from neoxkit.data.indexed import IndexedFile, IndexedWriter
+from neoxkit.data.pack import Rows, bounds_of, epochs_for, pack, split
+from neoxkit.errors import DataError
+
+SIZES = np.array([5, 3, 7, 1, 4, 9, 2, 6], np.int32)
+
+
+def test_golden_all_documents() -> None:
+    packing = pack(SIZES, np.arange(8), 4, rows=20, seed=1234)
+    assert packing.epochs == 3
+    assert packing.order.tolist() == [7, 0, 2, 3, 1, 2, 5, 4, 0, 0, 5, 5, 2, 6, 4, 6, 3, 1, 1, 7, 4, 6, 3, 7]
+    # fmt: off
+    assert packing.bounds.tolist() == [
+        [0, 0], [0, 4], [1, 2], [2, 1], [2, 5], [4, 1], [5, 2], [5, 6], [6, 3], [6, 7], [7, 2], [8, 2], [9, 1], [10, 0],
+        [10, 4], [10, 8], [11, 3], [11, 7], [12, 2], [12, 6], [14, 1], [15, 1], [17, 2], [19, 0], [19, 4], [20, 2],
+        [22, 0], [23, 3]]
+    assert packing.shuffle.tolist() == [
+        22, 20, 13, 4, 25, 26, 14, 8, 10, 1, 23, 21, 19, 24, 17, 9, 0, 11, 7, 3, 6, 2, 5, 12, 16, 18, 15]
+    # fmt: on
+
+
+def test_golden_some_documents() -> None:
+    packing = pack(SIZES, np.arange(5, 8), 4, rows=6, seed=1234)
+    assert packing.epochs == 2
+    assert packing.order.tolist() == [7, 6, 7, 5, 6, 5]
+    assert packing.bounds.tolist() == [[0, 0], [0, 4], [2, 0], [2, 4], [3, 2], [3, 6], [4, 1], [5, 3], [5, 7]]
+    assert packing.shuffle.tolist() == [5, 0, 3, 4, 2, 6, 1, 7]
+
+
+def test_as_many_epochs_as_asked() -> None:
+    assert pack(SIZES, np.arange(8), 4, epochs=3, seed=1234).order.size == 24
+
+
+def loop_bounds(lengths: list[int], context: int) -> list[list[int]]:
+    """gpt-neox's loop, token counts only."""
+    count = (sum(lengths) - 1) // context
+    place = offset = 0
+    bounds = [[0, 0]]
+    for _ in range(count):
+        left = context + 1
+        while True:
+            length = lengths[place] - offset
+            left -= length
+            if left <= 0:
+                offset += left + length - 1
+                break
+            place, offset = place + 1, 0
+        bounds.append([place, offset])
+    return bounds
+
+
+@settings(deadline=None, max_examples=300)
+@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=30), context=st.integers(1, 9))
+def test_bounds_equal_the_loop(lengths: list[int], context: int) -> None:
+    assume(sum(lengths) > 0)
+    assert bounds_of(np.array(lengths, np.int32), context).tolist() == loop_bounds(lengths, context)
+
+
+@given(tokens=st.integers(1, 50), context=st.integers(1, 9), rows=st.integers(0, 60))
+def test_epochs_are_the_fewest(tokens: int, context: int, rows: int) -> None:
+    fewest = next(e for e in range(1, 10_000) if (tokens * e - 1) // context >= rows)
+    assert epochs_for(tokens, context, rows) == fewest
+
+
+def test_bounds_count_beyond_32_bits() -> None:
+    """Three documents of 2^31 - 1 tokens: the sum needs 33 bits, each offset 31."""
+    lengths = np.full(3, (1 << 31) - 1, np.int32)
+    bounds = bounds_of(lengths, 1 << 20)
+    assert len(bounds) - 1 == (3 * ((1 << 31) - 1) - 1) // (1 << 20)
+    assert bounds[4096].tolist() == [2, (4096 << 20) - 2 * ((1 << 31) - 1)]
+
+
+def file_of(folder: Path, documents: list[list[int]], vocab: int | None = 1000) -> IndexedFile:
+    with IndexedWriter(folder / "p", vocab, force=True) as writer:
+        for ids in documents:
+            writer.add(ids)
+        writer.commit()
+    return IndexedFile(folder / "p")
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=12), context=st.integers(1, 5), seed=st.integers(0, 9))
+def test_rows_are_stretches_of_the_stream(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], context: int, seed: int
+) -> None:
+    assume(sum(lengths) > context)
+    numbers = iter(range(1000))
+    documents = [[next(numbers) for _ in range(length)] for length in lengths]
+    rows = Rows(file_of(tmp_path_factory.mktemp("rows"), documents), context, seed=seed, epochs=2)
+    stream = [token for place in rows.packing.order for token in documents[place]]
+    assert rows.count == (len(stream) - 1) // context
+    assert len(rows) == rows.count - 1
+    for number, j in enumerate(rows.packing.shuffle.tolist()):
+        row = rows.row(number)
+        assert row.dtype == np.int64
+        assert row.tolist() == stream[j * context : j * context + context + 1]
+
+
+def test_a_run_of_every_row_is_not_cut_short(tmp_path: Path) -> None:
+    rows = Rows(file_of(tmp_path, [list(range(9))]), 4, rows=2, seed=0)
+    assert rows.count == 2
+    rows.row(1)
+    with pytest.raises(IndexError):
+        rows.row(2)
+
+
+@pytest.mark.parametrize("documents", [[], [[]], [[], []], [[1, 2, 3, 4]]])
+def test_too_little_text_is_refused(tmp_path: Path, documents: list[list[int]]) -> None:
+    with pytest.raises(DataError, match=r"p\.bin: .* a row of context 4 takes 5"):
+        Rows(file_of(tmp_path, documents), 4, rows=2, seed=0)
+
+
+def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    file = file_of(tmp_path, [[1, 2, 30, 4, 5]])
+    assert Rows(file, 4, epochs=1, seed=0, vocab=31).row(0).tolist() == [1, 2, 30, 4, 5]
+    with pytest.raises(DataError, match="token id 30, and the vocabulary is 30"):
+        Rows(file, 4, epochs=1, seed=0, vocab=30).row(0)
+
+
+def test_floats_are_not_tokens(tmp_path: Path) -> None:
+    file = file_of(tmp_path, [[1, 2, 3, 4, 5, 6]], vocab=None)
+    idx = bytearray(file.idx.read_bytes())
+    idx[17] = 6
+    file.idx.write_bytes(idx)
+    with pytest.raises(DataError, match="float32, not token ids"):
+        Rows(IndexedFile(tmp_path / "p"), 4, epochs=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "documents", "borders"),
+    [
+        ("969, 30, 1", 10, [0, 10, 10, 10]),
+        ("969, 30, 1", 1000, [0, 969, 999, 1000]),
+        ("969, 30, 1", 12345, [0, 11963, 12333, 12345]),
+        ("949,50,1", 1000, [0, 949, 999, 1000]),
+        ("949,50,1", 12345, [0, 11716, 12333, 12345]),
+        ("995,4,1", 1000, [0, 995, 999, 1000]),
+        ("995,4,1", 12345, [0, 12284, 12333, 12345]),
+        ("100", 1000, [0, 1000, 1000, 1000]),
+        ("8/1/1", 10, [0, 8, 9, 10]),
+        ("8/1/1", 12345, [0, 9877, 11111, 12345]),
+    ],
+)
+def test_golden_splits(weights: str, documents: int, borders: list[int]) -> None:
+    assert split(weights, documents) == list(zip(borders, borders[1:], strict=False))
+
+
+@pytest.mark.parametrize("weights", ["", "a,b", "1,2,3,4", "0,0", "-1,2", "nan"])
+def test_a_wrong_split_is_refused(weights: str) -> None:
+    with pytest.raises(DataError, match="not up to three weights"):
+        split(weights, 10)
