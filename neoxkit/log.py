@@ -6,6 +6,7 @@ Results never go through here: they are printed to stdout by the command.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -47,25 +48,29 @@ def warn(message: str) -> None:
 
 @contextmanager
 def progress(what: str, total: int, unit: str = "bytes") -> Iterator[Progress]:
-    """A progress bar on stderr: bytes, or a count of `unit`. Without a terminal, one line at the end.
+    """A live bar on stderr, of bytes or of a count of `unit`.
 
-    On a terminal the bar is live; in a log file a bar is noise, so only its last state is printed.
+    Where stderr is no terminal, one line at the end: in a log file a bar is noise.
     """
+    screen = console()
+    if not screen.is_terminal:
+        begun = time.monotonic()
+        yield Silent()
+        size = f"{total / 1e6:.1f} MB" if unit == "bytes" else f"{total:,} {unit}"
+        note(f"{what}: {size} in {time.monotonic() - begun:.1f} s")
+        return
     from rich.progress import (
         BarColumn,
         DownloadColumn,
         MofNCompleteColumn,
-        Progress as Bar,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.progress import Progress as Bar
 
     amounts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
-    bar = Bar(
-        TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn(), console=console(), transient=False
-    )
-    with bar:
+    with Bar(TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn(), console=screen) as bar:
         task = bar.add_task(what, total=total)
 
         class Live:

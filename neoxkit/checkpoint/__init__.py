@@ -6,7 +6,7 @@ package imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from neoxkit.spec import Box, Run, TensorSpec
@@ -37,6 +37,12 @@ class Source(Protocol):
         """A contiguous CPU tensor of the box (all of it, when None), of the box's shape.
 
         Raises CheckpointError, naming the file and the tensor, when it cannot be had whole.
+        """
+
+    def stream(self, name: str, want: Box | None = None) -> Iterator[tuple[Box, Tensor]]:
+        """The same in blocks, which together are the box: a tensor is never in memory whole without need.
+
+        CheckpointError comes at the end where damage shows only then: commit nothing before it.
         """
 
 

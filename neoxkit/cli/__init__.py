@@ -48,6 +48,21 @@ REMEDIES = {
 }
 
 
+EXTRAS = {
+    "transformers": "hf",
+    "huggingface_hub": "hf",
+    "deepspeed": "train",
+    "lm_eval": "eval",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "boto3": "s3",
+    "zstandard": "data",
+    "pyarrow": "data",
+    "matplotlib": "plot",
+}
+"""The extra of pyproject.toml that brings a module which the base installation does without."""
+
+
 class Commands(click.Group):
     """The group of all commands, each imported when it is called."""
 
@@ -118,7 +133,9 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""
         remedy = REMEDIES.get(error.errno or 0)
-        return f"{error.strerror[0].lower()}{error.strerror[1:]}{where}" + (f"; {remedy}" if remedy else "")
+        return f"{error.strerror[:1].lower()}{error.strerror[1:]}{where}" + (f"; {remedy}" if remedy else "")
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").split(".")[0])):
+        return f"{error.name} is not installed; pip install 'neoxkit[{extra}]'"
     return None
 
 

@@ -28,8 +28,17 @@ class Data(Node):
 
     train: str = Field(description="Prefix of the training tokens: PREFIX.bin and PREFIX.idx.")
     valid: str | None = Field(None, description="Prefix of the held-out tokens; null: no evaluation.")
+    split: str | None = Field(
+        None, description='Shares of the documents of data.train, as "969,30,1": training, held-out, neither.'
+    )
     tokenizer: str | None = Field(None, description="Folder of the tokenizer; it is copied into every checkpoint.")
     sequence: int | None = Field(None, gt=0, description="Tokens that a sample predicts; model.context when left out.")
+
+    @model_validator(mode="after")
+    def _held_out_once(self) -> Data:
+        if self.valid is not None and self.split is not None:
+            raise ValueError("valid and split are both given; keep one")
+        return self
 
 
 class Init(Node):
@@ -175,8 +184,10 @@ class RunConfig(Node):
                 "lower schedule.min_lr",
             )
         yield from self._schedule_problems()
-        if self.evaluation.every and self.data.valid is None:
-            yield Problem("evaluation.every", "evaluation.every is given without data.valid", "name held-out tokens")
+        if self.evaluation.every and self.data.valid is None and self.data.split is None:
+            yield Problem(
+                "evaluation.every", "evaluation.every is given without data.valid or data.split", "name held-out tokens"
+            )
 
     def _schedule_problems(self) -> Iterator[Problem]:
         decay = self.schedule.decay_steps or self.steps

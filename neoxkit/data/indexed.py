@@ -69,7 +69,9 @@ class IndexedFile:
         self.bin, self.idx = pair(prefix)
         for file, what in ((self.idx, "index"), (self.bin, "token file")):
             if not file.is_file():
-                raise DataError(f"{file}: no such {what}", "write the pair with `neoxkit data tokenize`, or mend the prefix")
+                raise DataError(
+                    f"{file}: no such {what}", "write the pair with `neoxkit data tokenize`, or mend the prefix"
+                )
         sequences, entries = self._read_header()
         at = HEADER.size
         self.sizes = self._column("<i4", at, sequences)
@@ -111,7 +113,9 @@ class IndexedFile:
         if head.startswith(LEGACY_MAGIC):
             raise DataError(f"{self.idx} is of gpt-neox's legacy 'cached' format", "tokenize the text again")
         if not head.startswith(MAGIC):
-            raise DataError(f"{self.idx} is not a token index: it does not begin with MMIDIDX", "give the prefix of a pair")
+            raise DataError(
+                f"{self.idx} is not a token index: it does not begin with MMIDIDX", "give the prefix of a pair"
+            )
         if len(head) < HEADER.size:
             raise DataError(f"{self.idx} is truncated: {actual} bytes, not even a header", "tokenize the text again")
         _, version, code, sequences, entries = HEADER.unpack(head)
@@ -124,7 +128,8 @@ class IndexedFile:
         if actual != expected:
             how = "truncated" if actual < expected else "too long"
             raise DataError(
-                f"{self.idx} is {how}: {actual} bytes where {sequences} sequences and {entries} document entries take {expected}",
+                f"{self.idx} is {how}: {actual} bytes where its {sequences} sequences and {entries} document entries "
+                f"take {expected}",
                 "copy it again, or tokenize the text again",
             )
         return sequences, entries
@@ -141,7 +146,10 @@ class IndexedFile:
             sizes = np.asarray(self.sizes[first : first + _CHUNK], np.int64)
             starts = np.asarray(self.pointers[first : first + _CHUNK])
             if sizes.min() < 0 or starts.min() < 0 or starts.max() > actual:
-                raise DataError(f"{self.idx}: a sequence has a negative size or lies outside {self.bin.name} of {actual} bytes", _AGAIN)
+                raise DataError(
+                    f"{self.idx}: a sequence has a negative size or lies outside {self.bin.name} of {actual} bytes",
+                    _AGAIN,
+                )
             end = max(end, int((starts + sizes * self.dtype.itemsize).max()))
         if end != actual:
             how = "truncated" if actual < end else "too long"
@@ -182,7 +190,9 @@ class IndexedWriter:
     def __enter__(self) -> IndexedWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         self._file.close()
         if self._own:
             self._own.abort()
@@ -196,7 +206,9 @@ class IndexedWriter:
         limit = self.vocab if self.vocab is not None else 1 << 31
         if given.size and (given.min() < 0 or given.max() >= limit):
             wrong = int(given.max() if given.max() >= limit else given.min())
-            raise DataError(f"{self._name}: document {len(self)} has token id {wrong}, outside 0 to {limit - 1}", _TOKENIZER)
+            raise DataError(
+                f"{self._name}: document {len(self)} has token id {wrong}, outside 0 to {limit - 1}", _TOKENIZER
+            )
         if given.size >= 1 << 31:
             raise DataError(f"{self._name}: document {len(self)} has {given.size} tokens, 2^31 or more", "cut it")
         self._file.write(given.astype(self.dtype).tobytes())

@@ -51,7 +51,7 @@ def bounds_of(lengths: npt.NDArray[np.integer[Any]], context: int) -> npt.NDArra
     place = np.searchsorted(ends, starts, side="right")
     offset = starts - (ends[place] - lengths[place])
     wide = 2 * (count + 1) >= 1 << 31 or len(lengths) >= 1 << 31
-    bounds = np.stack((place, offset), axis=1).astype(np.int64 if wide else np.int32)
+    bounds: npt.NDArray[np.integer[Any]] = np.stack((place, offset), axis=1).astype(np.int64 if wide else np.int32)
     bounds[0] = 0  # gpt-neox begins at document 0, even where that is empty
     return bounds
 
@@ -84,7 +84,8 @@ def pack(
     generator.shuffle(order)
     bounds = bounds_of(np.asarray(sizes)[order], context)
     count = len(bounds) - 1
-    shuffle = np.arange(count, dtype=np.uint32 if count < (1 << 32) - 2 else np.int64)
+    dtype: type[np.integer[Any]] = np.uint32 if count < (1 << 32) - 2 else np.int64
+    shuffle = np.arange(count).astype(dtype)
     generator.shuffle(shuffle)
     return Packing(order, bounds, shuffle, epochs)
 
@@ -157,12 +158,14 @@ def split(weights: str | Sequence[float], documents: int) -> list[tuple[int, int
     """The stretches (start, stop) of `documents` that go to training, validation and test.
 
     Weights "969, 30, 1" or "969/30/1" need not sum to anything; missing ones are 0. As in gpt-neox,
-    each share is rounded to even and what that leaves over is taken off every border but the first.
+    each share is rounded, halves to even, and what that leaves over is taken off every border but the first.
 
     Raises DataError when the weights are not one to three numbers of at least 0, or all 0.
     """
     try:
-        given = [float(part) for part in (weights.replace("/", ",").split(",") if isinstance(weights, str) else weights)]
+        given = [
+            float(part) for part in (weights.replace("/", ",").split(",") if isinstance(weights, str) else weights)
+        ]
     except ValueError:
         given = []
     if not 1 <= len(given) <= 3 or min(given) < 0 or not 0 < sum(given) < float("inf"):
@@ -170,7 +173,7 @@ def split(weights: str | Sequence[float], documents: int) -> list[tuple[int, int
     total = sum(given)
     borders = [0]
     for weight in [*given, 0.0, 0.0][:3]:
-        borders.append(borders[-1] + int(round(weight / total * float(documents))))
+        borders.append(borders[-1] + round(weight / total * float(documents)))
     over = borders[-1] - documents
     borders = [0, *(border - over for border in borders[1:])]
     return [(borders[k], borders[k + 1]) for k in range(3)]

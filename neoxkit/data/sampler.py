@@ -28,6 +28,7 @@ class Sampler:
         all that resuming needs, and it stays true when the batch changes. Example: micro_batch 2, dp
         2, done 8, micro 1, dp_rank 1: rows 14 and 15.
         """
-        assert 0 <= micro < self.accumulation and 0 <= dp_rank < self.dp, (micro, dp_rank)
+        assert 0 <= micro < self.accumulation, micro
+        assert 0 <= dp_rank < self.dp, dp_rank
         first = done + (micro * self.dp + dp_rank) * self.micro_batch
         return range(first, first + self.micro_batch)

@@ -45,7 +45,13 @@ GPT_NEOX = Family(
             read=lambda parallel: "parallel" if parallel else "sequential",
             write=lambda residual: residual == "parallel",
         ),
-        Field("position.base", ("rotary_emb_base", "rope_parameters.rope_theta"), ("rope_theta",), default=10000.0, read=float),
+        Field(
+            "position.base",
+            ("rotary_emb_base", "rope_parameters.rope_theta"),
+            ("rope_theta",),
+            default=10000.0,
+            read=float,
+        ),
         Field(
             "position.fraction",
             ("rotary_pct", "rope_parameters.partial_rotary_factor"),
@@ -72,5 +78,4 @@ GPT_NEOX = Family(
     },
     passive=PASSIVE,
     buffers=(r"\.attention\.(masked_)?bias$", r"\.rotary_emb\.inv_freq$"),
-    tokenizer_class="GPTNeoXTokenizerFast",
 )

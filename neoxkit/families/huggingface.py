@@ -118,6 +118,8 @@ SIZES = (
 )
 
 SCALING = (
-    Field("position.scaling", ("rope_scaling",), default=None, read=read_scaling, write=write_rope_scaling, nullable=True),
+    Field(
+        "position.scaling", ("rope_scaling",), default=None, read=read_scaling, write=write_rope_scaling, nullable=True
+    ),
     Field("position.scaling", ("rope_parameters",), default=None, read=read_scaling, write=write_rope_parameters),
 )

@@ -32,8 +32,16 @@ DENSE = (
     *token_fields(bos=1, eos=2),
     Field("norm.eps", ("rms_norm_eps",), default=1e-6),
     Field("position.base", ("rope_theta", "rope_parameters.rope_theta"), default=10000.0, read=float),
-    Field("position.fraction", (), ("partial_rotary_factor", "rope_parameters.partial_rotary_factor"), default=1.0, read=float),
-    Field("mixer.head_dim", ("head_dim",), default=lambda theirs: theirs["hidden_size"] // theirs["num_attention_heads"]),
+    Field(
+        "position.fraction",
+        (),
+        ("partial_rotary_factor", "rope_parameters.partial_rotary_factor"),
+        default=1.0,
+        read=float,
+    ),
+    Field(
+        "mixer.head_dim", ("head_dim",), default=lambda theirs: theirs["hidden_size"] // theirs["num_attention_heads"]
+    ),
     Field("mlp.activation", ("hidden_act",), default="silu", read=read_activation, write=write_activation),
 )
 """The fields that Mistral shares."""

@@ -32,12 +32,14 @@ def build_context(
 ) -> Context:
     """The shared part of a pass over tokens at `positions` [B or 1, T] with `segments` [B, T] or None.
 
-    The mask is left out where plain causal attention says the same, since the fused kernel is then
-    twice as fast.
+    Without a state, tokens see those before them in the row, though their positions may restart with
+    each segment; with one, a token's position is its place and there are no segments. The mask is left out where plain causal
+    attention says the same, since the fused kernel is then twice as fast.
     """
+    assert segments is None or not stateful, "a state remembers one text a row"
     turn = rotation(config, positions, dtype)
-    tokens = positions.shape[1]
-    last = int(positions.max()) if stateful else tokens - 1
+    places = positions if stateful else torch.arange(positions.shape[1], device=positions.device)[None]
+    last = int(places.max()) if stateful else positions.shape[1] - 1
     window = config.mixer.window
     if window is not None and window > last:
         window = None
@@ -45,10 +47,10 @@ def build_context(
     if not (stateful or alibi or segments is not None or window is not None):
         return Context(turn, None, positions, last)
     slots = torch.arange(last + 1, device=positions.device)[None]
-    mask = visible(positions, slots, window, None if segments is None else (segments, segments))
+    mask = visible(places, slots, window, None if segments is None else (segments, segments))
     if alibi:
         slopes = torch.tensor(alibi_slopes(config.mixer.heads), device=positions.device)
-        mask = distance_bias(positions, slots, slopes).masked_fill(~mask, float("-inf")).to(dtype)
+        mask = distance_bias(places, slots, slopes).masked_fill(~mask, float("-inf")).to(dtype)
     return Context(turn, mask, positions, last)
 
 
@@ -60,9 +62,7 @@ class GroupedQueryAttention(nn.Module):
         mixer = config.mixer
         self.heads, self.kv_heads, self.head_dim = mixer.heads, mixer.kv_heads, mixer.head_dim
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.qkv = Column(
-            {f"{name}.q": q, f"{name}.k": kv, f"{name}.v": kv}, config.width, self.head_dim, mixer.bias
-        )
+        self.qkv = Column({f"{name}.q": q, f"{name}.k": kv, f"{name}.v": kv}, config.width, self.head_dim, mixer.bias)
         self.o = Row(f"{name}.o", q, config.width, self.head_dim, mixer.out_bias)
         self.q_norm = RMSNorm(f"{name}.q_norm", self.head_dim, config.norm.eps) if mixer.qk_norm else None
         self.k_norm = RMSNorm(f"{name}.k_norm", self.head_dim, config.norm.eps) if mixer.qk_norm else None

@@ -19,9 +19,9 @@ def visible(positions: Tensor, slots: Tensor, window: int | None, segments: tupl
     distance = positions[:, :, None] - slots[:, None, :]
     seen = distance >= 0
     if window is not None:
-        seen &= distance < window
+        seen = seen & (distance < window)
     if segments is not None:
-        seen &= segments[0][:, :, None] == segments[1][:, None, :]
+        seen = seen & (segments[0][:, :, None] == segments[1][:, None, :])
     return seen[:, None]
 
 

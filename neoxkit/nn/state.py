@@ -14,7 +14,9 @@ from neoxkit.config.model import ModelConfig
 class LayerState:
     """Keys and values of one layer, [B, C, G, D]; the token at position p lies in slot p."""
 
-    def __init__(self, batch: int, capacity: int, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, batch: int, capacity: int, config: ModelConfig, dtype: torch.dtype, device: torch.device
+    ) -> None:
         shape = (batch, capacity, config.mixer.kv_heads, config.mixer.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from neoxkit.data.indexed import DTYPES, IndexedFile, IndexedWriter, dtype_for
 from neoxkit.errors import DataError
@@ -92,7 +93,7 @@ def at(offset: int, value: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("idx", "bin", "says"),
+    ("idx", "tokens", "says"),
     [
         (None, GOLDEN_BIN, "no such index"),
         (GOLDEN_IDX, None, "no such token file"),
@@ -114,8 +115,8 @@ def at(offset: int, value: bytes) -> bytes:
         (at(len(GOLDEN_IDX) - 8, struct.pack("<q", 9)), GOLDEN_BIN, "document index"),
     ],
 )
-def test_a_wrong_pair_is_refused(tmp_path: Path, idx: bytes | None, bin: bytes | None, says: str) -> None:
-    for suffix, content in ((".idx", idx), (".bin", bin)):
+def test_a_wrong_pair_is_refused(tmp_path: Path, idx: bytes | None, tokens: bytes | None, says: str) -> None:
+    for suffix, content in ((".idx", idx), (".bin", tokens)):
         if content is not None:
             (tmp_path / f"g{suffix}").write_bytes(content)
     with pytest.raises(DataError, match=says):

@@ -1,0 +1,87 @@
+"""How a model is cut into files: which piece of which tensor goes where. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from neoxkit.checkpoint.format import ITEM_BYTES, MOST_FILE, bare
+from neoxkit.mesh import Mesh, layer_of
+from neoxkit.spec import Axis, Box, Run, TensorSpec, boxes, volume, whole
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece that will be written: `run` of `box` of the tensor `name`, into `file`."""
+
+    name: str  # with its component: "model/layers.0.attn.q.weight"
+    spec: TensorSpec
+    dtype: str  # "BF16"
+    box: Box
+    file: str  # "model/pp00-tp00.safetensors"
+    run: Run | None = None
+
+    @property
+    def elements(self) -> int:
+        """Elements in the piece."""
+        return volume(self.box) if self.run is None else self.run[1] - self.run[0]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the piece."""
+        return self.elements * ITEM_BYTES[self.dtype]
+
+
+def cut(specs: Mapping[str, TensorSpec], dtypes: Mapping[str, str], mesh: Mesh) -> list[Part]:
+    """The pieces of a model for a mesh's tensor, expert and pipeline parallelism.
+
+    `specs` and `dtypes` go by name with component. What several ranks hold alike is written by the
+    one that has the least to write so far, taking tensors in order: each rank finds the same plan
+    alone. On one process tensors stay whole, in files of at most 5 GB.
+
+    Raises ConfigError when a tensor does not divide, or there are more stages than layers.
+    """
+    if mesh.tp == mesh.pp == mesh.ep == 1:
+        return list(_whole(specs, dtypes))
+    layers = [layer for name in specs if isinstance(layer := layer_of(bare(name)), int)]
+    depth = max(layers, default=-1) + 1
+    sizes = {Axis.TP: mesh.tp, Axis.EP: mesh.ep}
+    load: dict[tuple[str, int, int, int], int] = {}
+    parts = []
+    for name, spec in specs.items():
+        component, stage = name.partition("/")[0], mesh.stage_of(layer_of(bare(name)), depth)
+        for box, places in boxes(spec, sizes).items():
+            holders = sorted({holder for place in places for holder in _holders(place, sizes)})
+            tp, ep = min(holders, key=lambda at: load.get((component, stage, *at), 0))
+            size = volume(box) * ITEM_BYTES[dtypes[name]]
+            load[component, stage, tp, ep] = load.get((component, stage, tp, ep), 0) + size
+            parts.append(Part(name, spec, dtypes[name], box, _file(component, stage, tp, ep, mesh)))
+    return parts
+
+
+def _holders(place: Mapping[Axis, int], sizes: Mapping[Axis, int]) -> Iterable[tuple[int, int]]:
+    """The (tp, ep) places that agree with `place`; an axis that it does not name is free."""
+    free = [[place[axis]] if axis in place else range(size) for axis, size in sizes.items()]
+    yield from ((tp, ep) for tp, ep in product(*free))
+
+
+def _file(component: str, stage: int, tp: int, ep: int, mesh: Mesh) -> str:
+    if component == "optimizer":
+        return f"optimizer/r{(stage * mesh.ep + ep) * mesh.tp + tp:05d}.safetensors"
+    expert = f"-ep{ep:02d}" if mesh.ep > 1 else ""
+    return f"{component}/pp{stage:02d}-tp{tp:02d}{expert}.safetensors"
+
+
+def _whole(specs: Mapping[str, TensorSpec], dtypes: Mapping[str, str]) -> Iterable[Part]:
+    """Whole tensors, each component in files of at most MOST_FILE bytes (but for a larger tensor)."""
+    filled: dict[str, tuple[int, int]] = {}
+    for name, spec in specs.items():
+        component = name.partition("/")[0]
+        number, used = filled.get(component, (0, 0))
+        size = volume(whole(spec.shape)) * ITEM_BYTES[dtypes[name]]
+        if used and used + size > MOST_FILE:
+            number, used = number + 1, 0
+        filled[component] = number, used + size
+        stem = f"r{number:05d}" if component == "optimizer" else f"whole-{number:05d}"
+        yield Part(name, spec, dtypes[name], whole(spec.shape), f"{component}/{stem}.safetensors")

@@ -1,0 +1,1 @@
+"""Copying tensors between sources and sinks: import, export, reshard, load, compare."""

@@ -1,0 +1,156 @@
+"""The weight files of a Hugging Face folder: which tensor lies in which file, and its rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neoxkit.checkpoint.dtypes import TORCH, empty, name_of
+from neoxkit.checkpoint.safetensors_file import Entry, read_header
+from neoxkit.errors import CheckpointError
+
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+"""Names of a model in one file, the preferred one first; an index adds `.index.json`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies and what it is."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    entry: Entry | None = None  # None: in a pickle
+
+
+class WeightFiles:
+    """The tensors of a folder by key. Nothing but headers is read before `read`.
+
+    Raises CheckpointError, naming the file, for a missing, damaged or contradictory one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pickles: dict[Path, Mapping[str, Tensor]] = {}
+        self._open: dict[Path, int] = {}
+        self.places: dict[str, Place] = {}
+        for file, keys in self._listed():
+            found = dict(self._places(file))
+            for key in found if keys is None else keys:
+                if key not in found:
+                    raise CheckpointError(
+                        f"{file}: tensor {key!r}, which the index names, is not there", "fetch it again"
+                    )
+                if key in self.places:
+                    raise CheckpointError(
+                        f"{file}: tensor {key!r} is in {self.places[key].file.name} too",
+                        "remove the files that do not belong",
+                    )
+                self.places[key] = found[key]
+
+    def _listed(self) -> Iterator[tuple[Path, list[str] | None]]:
+        """Each file, and the keys that an index gives it (None: all it holds)."""
+        for name in SINGLE:
+            index = self.folder / f"{name}.index.json"
+            if index.is_file():
+                yield from self._indexed(index)
+                return
+            if (self.folder / name).is_file():
+                yield self.folder / name, None
+                return
+        raise CheckpointError(
+            f"{self.folder}: no model.safetensors, no pytorch_model.bin and no index of either",
+            "choose a model's folder",
+        )
+
+    def _indexed(self, index: Path) -> Iterator[tuple[Path, list[str]]]:
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            by_file: dict[str, list[str]] = {}
+            for key, name in weight_map.items():
+                by_file.setdefault(name, []).append(key)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index}: not an index of weights ({error})", "fetch it again") from error
+        for name, keys in sorted(by_file.items()):
+            if os.path.basename(name) != name or name in ("", ".", ".."):
+                raise CheckpointError(
+                    f"{index}: the file name {name!r} leads out of the folder", "do not trust this model"
+                )
+            yield self.folder / name, keys
+
+    def _places(self, file: Path) -> Iterator[tuple[str, Place]]:
+        if file.suffix == ".safetensors":
+            for key, entry in read_header(file).entries.items():
+                if entry.dtype not in TORCH:
+                    raise CheckpointError(f"{file}: tensor {key!r} is {entry.dtype}", "torch has no such dtype")
+                yield key, Place(file, entry.dtype, entry.shape, entry)
+        else:
+            for key, value in self._pickle(file).items():
+                yield key, Place(file, name_of(value.dtype), tuple(value.shape))
+
+    def _pickle(self, file: Path) -> Mapping[str, Tensor]:
+        """The tensors of a `.bin`, mapped and not read; a pickle that asks for code is refused."""
+        if file not in self._pickles:
+            try:
+                loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except FileNotFoundError as error:
+                raise CheckpointError(f"{file}: no such file", "fetch it again") from error
+            except pickle.UnpicklingError as error:
+                first = str(error).strip().splitlines()
+                asked = next((line.strip() for line in first if "GLOBAL" in line), first[0])
+                raise CheckpointError(f"{file}: refused: {asked}", "do not trust this file") from error
+            except (RuntimeError, EOFError, ValueError) as error:
+                if "mmap" not in str(error):
+                    raise CheckpointError(f"{file}: not a file of torch tensors ({error})", "fetch it again") from error
+                loaded = torch.load(file, map_location="cpu", weights_only=True)  # before torch 1.6: no zip, no mmap
+            if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+                raise CheckpointError(f"{file}: not a mapping of names to tensors", "choose a model's weights")
+            self._pickles[file] = loaded
+        return self._pickles[file]
+
+    @cached_property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(
+            p.entry.last - p.entry.first if p.entry else self._pickle(p.file)[k].nbytes for k, p in self.places.items()
+        )
+
+    def read(self, key: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """A tensor, or `rows` of its dimension 0, in memory of its own.
+
+        Raises CheckpointError when the file has become shorter than its header says.
+        """
+        place = self.places[key]
+        if place.entry is None:
+            value = self._pickle(place.file)[key]
+            return (value if rows is None else value[rows[0] : rows[1]]).clone(memory_format=torch.contiguous_format)
+        shape, first = place.shape, place.entry.first
+        if rows is not None:
+            row = (place.entry.last - first) // shape[0]
+            shape, first = (rows[1] - rows[0], *shape[1:]), first + rows[0] * row
+        value, octets = empty(shape, place.dtype)
+        if place.file not in self._open:
+            self._open[place.file] = os.open(place.file, os.O_RDONLY)
+        done = 0
+        while done < len(octets):
+            count = os.preadv(self._open[place.file], [memoryview(octets)[done:]], first + done)
+            if count == 0:
+                raise CheckpointError(f"{place.file}: ends inside tensor {key!r}", "fetch the file again")
+            done += count
+        return value
+
+    def close(self) -> None:
+        """Close the files."""
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
+        self._pickles.clear()

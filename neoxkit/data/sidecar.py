@@ -1,0 +1,80 @@
+"""PREFIX.json beside PREFIX.bin and PREFIX.idx: which tokenizer made the tokens, and of how much text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from neoxkit.data.indexed import pair
+from neoxkit.errors import DataError
+
+FORMAT = {"name": "neoxkit-tokens", "version": 1}
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What a token file does not say about itself.
+
+    `tokens` counts the one that ends each document; `bytes` is the UTF-8 text alone, so a loss
+    summed over all tokens (in nats) divided by (bytes x ln 2) is bits per byte.
+    """
+
+    tokenizer: str
+    """The fingerprint of the tokenizer: "sha256:...", of its tokenizer.json."""
+    vocab: int
+    eod: int
+    documents: int
+    tokens: int
+    bytes: int
+    part: str = "all"
+    """all, train or heldout."""
+    holdout: float = 0.0
+    sources: str = ""
+    """A hash of the names and the contents of the documents, in order."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """How many documents of the whole input could not be used, by kind of fault."""
+    writer: str = ""
+
+    def check(self, fingerprint: str, vocab: int, where: str | Path) -> None:
+        """Raise DataError unless a model of `vocab` entries with this tokenizer can read the tokens at `where`."""
+        if self.tokenizer != fingerprint:
+            raise DataError(
+                f"{where} was made with tokenizer {self.tokenizer}, not {fingerprint}",
+                "name the tokenizer that made it, or tokenize the text again",
+            )
+        if self.vocab > vocab:
+            raise DataError(
+                f"{where} has a vocabulary of {self.vocab}, and the model one of {vocab}", f"set vocab to {self.vocab}"
+            )
+
+
+def path_of(prefix: str | Path) -> Path:
+    """PREFIX.json of a prefix."""
+    return pair(prefix)[0].with_suffix(".json")
+
+
+def write_sidecar(path: Path, content: Sidecar) -> None:
+    """Write a sidecar."""
+    path.write_text(json.dumps({"format": FORMAT, **asdict(content)}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_sidecar(prefix: str | Path) -> Sidecar | None:
+    """The sidecar of a prefix; None when there is none, as with tokens that gpt-neox wrote.
+
+    Raises DataError when it is damaged, or of a newer version.
+    """
+    path = path_of(prefix)
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}", "tokenize the text again") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(f"{path} does not describe tokens of {FORMAT['name']}, version 1", "tokenize the text again")
+    known = {f.name: content[f.name] for f in fields(Sidecar) if f.name in content}
+    integers = all(type(known.get(name)) is int for name in ("vocab", "eod", "documents", "tokens", "bytes"))
+    if not integers or not isinstance(known.get("tokenizer"), str):
+        raise DataError(f"{path} lacks vocab, eod, documents, tokens, bytes or tokenizer", "tokenize the text again")
+    return Sidecar(**known)

@@ -1,0 +1,109 @@
+"""What a run reads: the rows of its training tokens from any sample on, and its held-out tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from neoxkit.config.run import RunConfig
+from neoxkit.data.batch import Batch, collate
+from neoxkit.data.indexed import IndexedFile
+from neoxkit.data.pack import Rows, split
+from neoxkit.data.sampler import Sampler
+from neoxkit.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides the order of the data. A run goes on only with the identity it began with."""
+
+    tokens: int
+    documents: int
+    sizes: str  # CRC-32 of the documents' lengths
+    sequence: int
+    seed: int
+    epochs: int
+
+
+class Feed:
+    """The batches of a run.
+
+    The documents of all epochs are shuffled together, so more epochs are another order: `epochs` is
+    given when a run is resumed, and otherwise follows from the samples that the run takes.
+
+    Raises DataError for tokens that cannot be used, ConfigError when `epochs` hold too few samples.
+    """
+
+    def __init__(self, config: RunConfig, epochs: int | None = None, samples: int | None = None) -> None:
+        """`samples` is how many the run takes in all, steps x batch.size unless the batch once changed."""
+        self.config = config
+        self.sampler = Sampler(config.micro, config.accumulation)
+        train = IndexedFile(config.data.train)
+        stretches = split(config.data.split, len(train)) if config.data.split else None
+        needed = samples or config.steps * config.batch.size
+        self.rows = Rows(
+            train,
+            config.sequence,
+            seed=config.seed,
+            rows=needed if epochs is None else None,
+            epochs=epochs,
+            documents=stretches[0] if stretches else None,
+            vocab=config.model.vocab,
+        )
+        if needed > self.rows.count:
+            raise ConfigError(
+                f"steps {config.steps} need {needed} samples, and the run began with {self.rows.count} "
+                f"({epochs} epochs); more epochs would change the order of its data",
+                "keep to the samples it began with, or begin a new run with `load`",
+            )
+        self.identity = Identity(
+            train.tokens,
+            len(train),
+            f"{zlib.crc32(np.ascontiguousarray(train.sizes).tobytes()):08x}",
+            config.sequence,
+            config.seed,
+            self.rows.packing.epochs,
+        )
+        self.held_out = self._held_out(train, stretches[1] if stretches else None)
+
+    def _held_out(self, train: IndexedFile, stretch: tuple[int, int] | None) -> Rows | None:
+        config = self.config
+        if config.data.valid is None and stretch is None:
+            return None
+        file = train if config.data.valid is None else IndexedFile(config.data.valid)
+        return Rows(file, config.sequence, seed=config.seed, epochs=1, documents=stretch, vocab=config.model.vocab)
+
+    def batches(self, done: int) -> Iterator[Batch]:
+        """The micro-batches of the step that follows `done` samples."""
+        for micro in range(self.sampler.accumulation):
+            yield collate([self.rows.row(number) for number in self.sampler.rows(done, micro)])
+
+    def held_out_batches(self) -> Iterator[Batch]:
+        """The micro-batches of one evaluation: always the same."""
+        assert self.held_out is not None
+        size, most = self.config.micro, self.config.evaluation.batches
+        stop = self.held_out.count if most is None else min(self.held_out.count, most * size)
+        for first in range(0, stop, size):
+            yield collate([self.held_out.row(number) for number in range(first, min(first + size, stop))])
+
+    def bits_per_byte(self, nats: float) -> float | None:
+        """Bits per byte of held-out text, from nats per token; None where the text's bytes are not known.
+
+        PREFIX.json beside the tokens says how many bytes of text they were, and how many tokens.
+        """
+        if self.config.data.valid is None:
+            return None
+        path = IndexedFile(self.config.data.valid).bin.with_suffix(".json")
+        if not path.is_file():
+            return None
+        try:
+            counted = json.loads(path.read_text(encoding="utf-8"))
+            tokens, size = int(counted["tokens"]), int(counted["bytes"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} does not say `tokens` and `bytes`: {error}", "tokenize the text again") from None
+        return nats / math.log(2) * tokens / size if size else None

@@ -1,0 +1,137 @@
+"""The plain engine: one process. It is the definition of what every other engine must equal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from neoxkit.checkpoint import Source
+from neoxkit.config.run import RunConfig
+from neoxkit.data.batch import Batch
+from neoxkit.errors import NeoxkitError
+from neoxkit.nn.decoder import Decoder, holdings, pieces
+from neoxkit.spec import Box
+from neoxkit.train.engine import Held, StepReport
+from neoxkit.train.objectives import Objective
+from neoxkit.train.optim import MOMENTS, AdamW
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class TrainingError(NeoxkitError):
+    """A loss or a gradient that is no longer a number."""
+
+
+class PlainEngine:
+    """Trains a decoder in one process.
+
+    In fp32 the weights are their own masters. In bf16 the model holds bf16 weights, and the optimiser
+    fp32 masters; gradients are summed over micro-batches in fp32 either way.
+    """
+
+    def __init__(self, config: RunConfig, objective: Objective, device: torch.device | str = "cpu") -> None:
+        """Build the model with uninitialised weights. `config.precision` must be resolved."""
+        self.config = config
+        self.objective = objective
+        self.device = torch.device(device)
+        self.model: nn.Module = Decoder(config.model, device=self.device, dtype=DTYPES[config.precision])
+        self.parameters = list(self.model.parameters())
+        self.optimizer = AdamW(self.parameters, config.optimizer)
+        self.gradients: dict[Tensor, Tensor] = {}
+        for parameter in self.parameters:
+            parameter.register_post_accumulate_grad_hook(self._collect)  # type: ignore[no-untyped-call]
+
+    def _collect(self, parameter: Tensor) -> None:
+        """Add a parameter's fresh gradient to the step's; the first is taken as it is, not added to zeros."""
+        fresh = parameter.grad
+        assert fresh is not None
+        parameter.grad = None
+        if parameter in self.gradients:
+            self.gradients[parameter].add_(fresh)
+        else:
+            self.gradients[parameter] = fresh.float()
+
+    def step(self, batches: Iterable[Batch], lr: float) -> StepReport:
+        """One optimiser step over all micro-batches. Raises TrainingError when the loss is not finite."""
+        self.gradients.clear()
+        total, count = self._sums(batches, backward=True)
+        loss = total / max(count, 1)
+        if not math.isfinite(loss):
+            raise self._not_finite("the loss", loss)
+        gradients = [self.gradients[parameter] for parameter in self.parameters]
+        norm = torch.nn.utils.get_total_norm(gradients).item() / max(count, 1)
+        if not math.isfinite(norm):
+            raise self._not_finite("the gradient's norm", norm)
+        # As torch's clip_grad_norm_: the 1e-6 keeps a gradient of norm 0 from a division by 0.
+        shrink = 1.0 if self.config.clip is None else min(1.0, self.config.clip / (norm + 1e-6))
+        self.optimizer.step(self.gradients, lr, max(count, 1) / shrink)
+        self.gradients.clear()
+        return StepReport(loss, norm, count)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> tuple[float, int]:
+        """Summed loss in nats and the tokens it counts; nothing changes."""
+        return self._sums(batches, backward=False)
+
+    def _sums(self, batches: Iterable[Batch], backward: bool) -> tuple[float, int]:
+        """The loss and the count over micro-batches. They are read once, at the end: reading waits for the device."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        count = torch.zeros((), dtype=torch.int64, device=self.device)
+        for batch in batches:
+            there = batch if self.device.type == "cpu" else _moved(batch, self.device)
+            hidden = self.model.hidden(there.ids)  # type: ignore[operator]
+            loss = self.objective.loss(hidden, self.model.head, there)  # type: ignore[arg-type]
+            if backward:
+                loss.sum.backward()  # type: ignore[no-untyped-call]
+            total += loss.sum.detach()
+            count += loss.count
+        return total.item(), int(count.item())
+
+    def _not_finite(self, what: str, value: float) -> TrainingError:
+        """The error that names where numbers were lost: the first such weight, else the first such gradient."""
+        for kind, values in (("weight", None), ("gradient", self.gradients)):
+            for parameter in self.parameters:
+                held = parameter.detach() if values is None else values.get(parameter)
+                if held is not None and not held.isfinite().all():
+                    at = next(h.spec.name for h in holdings(parameter) if not held[h.rows].isfinite().all())
+                    return TrainingError(f"{what} is {value}: the {kind} of {at} is not finite", _LOWER)
+        return TrainingError(f"{what} is {value}, though weights and gradients are finite", _LOWER)
+
+    def state(self) -> Iterator[Held]:
+        """Every tensor of the model and the optimiser, as views of live values."""
+        for spec, box, value in pieces(self.model):
+            yield Held(f"model/{spec.name}", spec, box, None, value)
+        for group in self.optimizer.groups:
+            for index, parameter in enumerate(group.weights):
+                kept = [(moment, getattr(group, moment)[index]) for moment in MOMENTS]
+                if group.masters[index].dtype != parameter.dtype:
+                    kept.insert(0, ("master", group.masters[index]))
+                for spec, box, rows in holdings(parameter):
+                    for part, value in kept:
+                        yield Held(f"optimizer/{part}/{spec.name}", spec, box, None, value[rows])
+
+    def load_state(self, source: Source) -> None:
+        """Take over weights and moments. The caller sets `optimizer.steps`."""
+        for held in self.state():
+            _fill(held.value, source, held.name, held.box)
+
+    def load_weights(self, source: Source) -> None:
+        """Take over the weights alone; the optimiser begins anew, from these weights."""
+        for spec, box, value in pieces(self.model):
+            _fill(value, source, f"model/{spec.name}", box)
+        self.optimizer.rebuild()
+
+
+_LOWER = "lower optimizer.lr or lengthen schedule.warmup, and go on from the last checkpoint"
+
+
+def _fill(value: Tensor, source: Source, name: str, box: Box) -> None:
+    value.copy_(source.read(name, box))
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    mask = None if batch.mask is None else batch.mask.to(device, non_blocking=True)
+    return Batch(batch.ids.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True), mask)

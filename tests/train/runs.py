@@ -1,0 +1,79 @@
+"""Tiny runs for the tests of training: configurations of each family, tokens on disk, twins elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neoxkit.config.load import load_tree, validate
+from neoxkit.config.run import RunConfig
+from neoxkit.data.indexed import IndexedWriter
+
+VOCAB = 61
+
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt_neox": {"residual": "parallel", "position": {"kind": "rotary", "fraction": 0.25}, "mixer": {"heads": 2}},
+    "llama": {
+        "tied": True,
+        "norm": {"kind": "rms"},
+        "mixer": {"heads": 4, "kv_heads": 2, "bias": False, "out_bias": False},
+        "mlp": {"hidden": 24, "gated": True, "activation": "silu", "bias": False},
+    },
+    "mistral": {
+        "norm": {"kind": "rms"},
+        "mixer": {"heads": 4, "kv_heads": 2, "bias": False, "out_bias": False, "window": 5},
+        "mlp": {"hidden": 24, "gated": True, "activation": "silu", "bias": False},
+    },
+}
+
+
+def tree(family: str, folder: Path, **options: Any) -> dict[str, Any]:
+    """The options of a tiny run; keywords are dotted keys with __ for the dot."""
+    return {
+        "model": {"family": family, "depth": 2, "width": 16, "vocab": VOCAB, "context": 12, **MODELS[family]},
+        "data": {"train": str(folder / "tokens"), "valid": str(folder / "held-out")},
+        "batch": {"size": 4, "micro": 2},
+        "optimizer": {"lr": 0.01},
+        "schedule": {"warmup_steps": 2, "min_lr": 1e-3},
+        "steps": 6,
+        "clip": 0.5,
+        "precision": "fp32",
+        "device": "cpu",
+        "threads": 1,
+        "save": {"folder": str(folder / "run")},
+        "logging": {"every": 1},
+        **options,
+    }
+
+
+def config(family: str = "gpt_neox", folder: Path = Path("/nowhere"), *overrides: str, **options: Any) -> RunConfig:
+    """A tiny run, with overrides as `--set` takes them."""
+    found = load_tree([], overrides)
+    given = load_tree([])
+    given.values, given.origins = tree(family, folder, **options), {(): "test"}
+    given.merge(found) if overrides else None
+    return validate(given)
+
+
+def write_tokens(folder: Path, documents: int = 40, seed: int = 0) -> None:
+    """Training and held-out tokens: documents of 5 to 30 tokens in which the next token is often last + 1."""
+    generator = np.random.default_rng(seed)
+    for name, count in (("tokens", documents), ("held-out", 6)):
+        with IndexedWriter(folder / name, vocab=VOCAB) as writer:
+            for _ in range(count):
+                size = int(generator.integers(5, 30))
+                writer.add((int(generator.integers(VOCAB)) + np.arange(size)) % VOCAB)
+            writer.commit()
+
+
+def batch(rows: int, seed: int, length: int = 12, masked: bool = False) -> Any:
+    """A random batch; with `masked`, one whose rows differ in how many tokens count."""
+    from neoxkit.data.batch import Batch
+
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, VOCAB, (rows, length + 1), generator=generator)
+    mask = torch.rand(rows, length, generator=generator) < torch.linspace(0.2, 1, rows)[:, None] if masked else None
+    return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), mask)

@@ -1,0 +1,285 @@
+"""The plain engine against torch's own optimiser and clipping, and a plain transformers training loop."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from neoxkit.families import by_name
+from neoxkit.families.schema import expand
+from neoxkit.families.spelling import write_config
+from neoxkit.nn.decoder import holdings, pieces, specs
+from neoxkit.nn.init import initialise
+from neoxkit.spec import Role, gaps
+from neoxkit.train.objectives.lm import NextToken
+from neoxkit.train.plain import PlainEngine, TrainingError
+from neoxkit.train.schedule import rate_of
+
+
+def _runs() -> ModuleType:
+    path = Path(__file__).with_name("runs.py")
+    spec = importlib.util.spec_from_file_location("neoxkit_test_runs", path)
+    assert spec and spec.loader
+    module = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    if not hasattr(module, "config"):
+        spec.loader.exec_module(module)
+    return module
+
+
+runs = _runs()
+FAMILIES = list(runs.MODELS)
+
+
+def engine(family: str = "gpt_neox", *overrides: str, **options: Any) -> PlainEngine:
+    config = runs.config(family, *([Path("/nowhere")] if overrides else []), *overrides, **options)
+    built = PlainEngine(config, NextToken())
+    initialise(built.model, config.model, config.init, config.seed)
+    built.optimizer.rebuild()
+    return built
+
+
+def values(built: PlainEngine) -> dict[str, torch.Tensor]:
+    return {held.name: held.value.clone() for held in built.state()}
+
+
+class Memory:
+    """A Source over a dictionary."""
+
+    def __init__(self, held: dict[str, torch.Tensor]) -> None:
+        self.held = held
+
+    def read(self, name: str, want: Any = None) -> torch.Tensor:
+        value = self.held[name]
+        return value[tuple(slice(*span) for span in want)] if want else value
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_is_torchs_adamw(family: str) -> None:
+    """The same gradients through torch.optim.AdamW, with decay for matrices alone, give the same bits."""
+    ours = engine(family)
+    config = ours.config.optimizer
+    copies = {p: torch.nn.Parameter(p.detach().clone()) for p in ours.parameters}
+    decayed = [copy for copy in copies.values() if copy.ndim > 1]
+    rest = [copy for copy in copies.values() if copy.ndim == 1]
+    adamw = torch.optim.AdamW(
+        [{"params": decayed}, {"params": rest, "weight_decay": 0.0}],
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    generator = torch.Generator().manual_seed(0)
+    for step in range(5):
+        lr = 0.01 / (step + 1)
+        gradients = {p: torch.randn(p.shape, generator=generator) for p in ours.parameters}
+        for parameter, copy in copies.items():
+            copy.grad = gradients[parameter] / 7
+        for group in adamw.param_groups:
+            group["lr"] = lr
+        adamw.step()
+        ours.optimizer.step(gradients, lr, 7.0)
+    assert ours.optimizer.steps == 5
+    for parameter, copy in copies.items():
+        assert torch.equal(parameter.detach(), copy.detach()), holdings(parameter)[0].spec.name
+
+
+@pytest.mark.parametrize("clip", [None, 0.5, 1e3])
+def test_clipping_is_torchs(clip: float | None) -> None:
+    built = engine("llama", clip=clip)
+    seen: dict[torch.Tensor, torch.Tensor] = {}
+
+    def keep(gradients: dict[torch.Tensor, torch.Tensor], lr: float, divisor: float) -> None:
+        seen.update({parameter: value / divisor for parameter, value in gradients.items()})
+
+    built.optimizer.step = keep  # type: ignore[method-assign]
+    batch = runs.batch(4, 0)
+    report = built.step([batch], 0.01)
+    hidden = built.model.hidden(batch.ids)  # type: ignore[operator]
+    logits = torch.nn.functional.linear(hidden, built.model.head.weight)  # type: ignore[union-attr, arg-type]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+    for parameter, gradient in zip(built.parameters, torch.autograd.grad(loss, built.parameters), strict=True):
+        parameter.grad = gradient
+    norm = torch.nn.utils.clip_grad_norm_(built.parameters, clip if clip is not None else float("inf"))
+    assert report.norm == pytest.approx(norm.item(), rel=1e-5)
+    for parameter in built.parameters:
+        torch.testing.assert_close(seen[parameter], parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_accumulation_equals_one_batch_however_masks_fall(precision: str) -> None:
+    whole = engine("llama", precision=precision)
+    parts = engine("llama", precision=precision)
+    batch = runs.batch(4, 3, masked=True)
+    rows = [type(batch)(batch.ids[i : i + 1], batch.labels[i : i + 1], batch.mask[i : i + 1]) for i in range(4)]
+    assert len({int(row.mask.sum()) for row in rows}) > 1
+    a, b = whole.step([batch], 0.01), parts.step(rows, 0.01)
+    close = 1e-6 if precision == "fp32" else 1e-2
+    assert a.loss == pytest.approx(b.loss, rel=close)
+    assert a.norm == pytest.approx(b.norm, rel=close)
+    assert a.tokens == b.tokens == int(batch.mask.sum())
+    mine, theirs = values(whole), values(parts)
+    for name in mine:
+        if "exp_avg/" in name:
+            torch.testing.assert_close(mine[name], theirs[name], rtol=close, atol=close * 1e-2, msg=name)
+
+
+def test_bf16_gradients_are_summed_in_fp32() -> None:
+    built = engine("gpt_neox", precision="bf16")
+    seen: list[torch.Tensor] = []
+    built.optimizer.step = lambda gradients, lr, divisor: seen.extend(gradients.values())  # type: ignore[method-assign]
+    built.step([runs.batch(1, seed) for seed in range(8)], 0.01)
+    assert {gradient.dtype for gradient in seen} == {torch.float32}
+    # A sum of bf16 numbers in fp32 has more bits than bf16 holds.
+    assert any((gradient != gradient.bfloat16().float()).any() for gradient in seen)
+
+
+def test_bf16_weights_are_the_rounded_masters() -> None:
+    built = engine("gpt_neox", precision="bf16")
+    for step in range(3):
+        built.step([runs.batch(2, step)], 1e-4)
+    held = values(built)
+    moved = 0
+    for spec, _, weight in pieces(built.model):
+        master = held[f"optimizer/master/{spec.name}"]
+        assert weight.dtype == torch.bfloat16
+        assert master.dtype == torch.float32
+        assert torch.equal(weight, master.bfloat16())
+        moved += int((master != weight.float()).any())
+    assert moved, "masters hold more than the weights do"
+
+
+def test_fp32_writes_no_masters() -> None:
+    assert not [name for name in values(engine()) if "master" in name]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_state_holds_every_logical_tensor_whole(family: str, precision: str) -> None:
+    built = engine(family, precision=precision)
+    components = ["model", "optimizer/exp_avg", "optimizer/exp_avg_sq"]
+    components += ["optimizer/master"] if precision == "bf16" else []
+    expected = {f"{part}/{name}": spec for part in components for name, spec in specs(built.config.model).items()}
+    seen: dict[str, list[Any]] = {}
+    for held in built.state():
+        assert held.spec == expected[held.name]
+        assert held.run is None
+        seen.setdefault(held.name, []).append(held.box)
+    assert set(seen) == set(expected)
+    assert not [name for name, boxes in seen.items() if gaps(expected[name].shape, boxes)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decay_goes_by_role(family: str) -> None:
+    for embeddings in (True, False):
+        built = engine(family, optimizer={"lr": 0.01, "decay_embeddings": embeddings})
+        decayed = {h.spec.name: g.weight_decay > 0 for g in built.optimizer.groups for p in g.weights for h in holdings(p)}
+        for name, spec in specs(built.config.model).items():
+            expected = spec.role not in (Role.NORM, Role.BIAS) and (spec.role is not Role.EMBED or embeddings)
+            assert decayed.pop(name) == expected, name
+        assert not decayed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_loaded_state_goes_on_bit_for_bit(precision: str) -> None:
+    first, second = engine("llama", precision=precision), engine("llama", precision=precision, seed=9)
+    for step in range(3):
+        first.step([runs.batch(2, step)], 0.01)
+    second.load_state(Memory(values(first)))  # type: ignore[arg-type]
+    second.optimizer.steps = first.optimizer.steps
+    for step in range(3, 6):
+        assert first.step([runs.batch(2, step)], 0.01) == second.step([runs.batch(2, step)], 0.01)
+    mine, theirs = values(first), values(second)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_loaded_weights_rebuild_the_masters() -> None:
+    first, second = engine("llama", precision="bf16"), engine("llama", precision="bf16", seed=9)
+    second.load_weights(Memory(values(first)))  # type: ignore[arg-type]
+    held = values(second)
+    for spec, _, weight in pieces(first.model):
+        assert torch.equal(held[f"optimizer/master/{spec.name}"], weight.float())
+        assert not held[f"optimizer/exp_avg/{spec.name}"].any()
+
+
+def test_evaluation_changes_nothing() -> None:
+    built = engine()
+    before = values(built)
+    total, count = built.evaluate([runs.batch(2, 1), runs.batch(1, 2)])
+    assert count == 36
+    assert 3 < total / count < 6
+    assert not built.gradients
+    assert all(torch.equal(value, before[name]) for name, value in values(built).items())
+
+
+def test_a_loss_that_is_not_a_number_names_the_tensor() -> None:
+    built = engine()
+    next(value for spec, _, value in pieces(built.model) if spec.name == "layers.1.attn.k.weight")[0, 0] = float("nan")
+    before = values(built)
+    with pytest.raises(TrainingError, match="the loss is nan: the weight of layers.1.attn.k.weight is not finite"):
+        built.step([runs.batch(2, 0)], 0.01)
+    assert all(torch.equal(v, before[n]) or v.isnan().any() for n, v in values(built).items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_twenty_steps_are_a_transformers_training_loop(family: str) -> None:
+    """The same weights, data, AdamW, clipping and schedule through transformers: losses to 1e-4, gradients to 1e-5."""
+    transformers = pytest.importorskip("transformers")
+    ours = engine(family, steps=20)
+    config = ours.config
+    model = by_name(family)
+    names = expand(model, config.model)
+    their_config = write_config(model, config.model)
+    kind = {"gpt_neox": "GPTNeoX", "llama": "Llama", "mistral": "Mistral"}[family]
+    built = getattr(transformers, f"{kind}Config")(**{k: v for k, v in their_config.items() if k != "model_type"})
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(built).float().train()
+    held = {spec.name: value for spec, _, value in pieces(ours.model)}
+    state = theirs.state_dict()
+    for rule in names:
+        for name, value in zip(rule.theirs, rule.layout.join([held[n].clone() for n in rule.ours]), strict=True):
+            spelled = name if name in state else name.replace("embed_out", "lm_head")
+            state[spelled].copy_(value)
+    decayed = [p for p in theirs.parameters() if p.ndim > 1]
+    rest = [p for p in theirs.parameters() if p.ndim == 1]
+    adamw = torch.optim.AdamW(
+        [{"params": decayed}, {"params": rest, "weight_decay": 0.0}],
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+        weight_decay=config.optimizer.weight_decay,
+    )
+    gradients: dict[str, torch.Tensor] = {}
+    ours_step = ours.optimizer.step
+
+    def keep(found: dict[Any, torch.Tensor], lr: float, divisor: float) -> None:
+        for parameter, value in found.items():
+            gradients.update({h.spec.name: value[h.rows].clone() / divisor for h in holdings(parameter)})
+        ours_step(found, lr, divisor)
+
+    ours.optimizer.step = keep  # type: ignore[method-assign]
+    for step in range(20):
+        batch = runs.batch(4, step)
+        lr = rate_of(config, step)
+        halves = [type(batch)(batch.ids[i : i + 2], batch.labels[i : i + 2]) for i in (0, 2)]
+        report = ours.step(halves, lr)
+        logits = theirs(input_ids=batch.ids).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+        adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), config.clip)
+        assert report.loss == pytest.approx(loss.item(), abs=1e-4), step
+        if step == 0:
+            of = dict(theirs.named_parameters())
+            for rule in names:
+                mine = rule.layout.join([gradients[n] for n in rule.ours])
+                for name, value in zip(rule.theirs, mine, strict=True):
+                    spelled = name if name in of else name.replace("embed_out", "lm_head")
+                    torch.testing.assert_close(value, of[spelled].grad, rtol=1e-4, atol=1e-6, msg=name)
+        for group in adamw.param_groups:
+            group["lr"] = lr
+        adamw.step()
+    assert report.loss < 4.2
