@@ -55,5 +55,7 @@ def empty(shape: tuple[int, ...], dtype: str) -> tuple[torch.Tensor, npt.NDArray
 
     numpy asks for huge pages and torch does not: the first touch of a large tensor costs a third.
     """
+    if 0 in shape:
+        return torch.empty(shape, dtype=TORCH[dtype]), np.empty(0, np.uint8)
     data = np.empty(prod(shape) * TORCH[dtype].itemsize, np.uint8)
     return torch.from_numpy(data).view(TORCH[dtype]).reshape(shape), data

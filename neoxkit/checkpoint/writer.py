@@ -73,9 +73,10 @@ class Writer:
     Nothing is visible at `folder` before the commit, and everything after it. Leaving a `with` block
     by an exception aborts.
 
-    `tokenizer` are the tokenizer's files by name. `keep` is a manifest whose unknown fields are carried over. Raises CheckpointError when `folder`
-    exists (with `force`: exists and is not a checkpoint), when the disk has not the room, and
-    whenever the system refuses a write; the attempt is then removed.
+    `tokenizer` are the tokenizer's files by name; `keep` is a manifest whose unknown fields are
+    carried over. Raises CheckpointError when `folder` exists (with `force`: exists and is not a
+    checkpoint), when the disk has not the room, and whenever the system refuses a write; the attempt
+    is then removed.
     """
 
     def __init__(

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from neoxkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from neoxkit.data.tokenizer import Tokenizer
+    from neoxkit.nn.decoder import Decoder
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Decorator = Callable[[Decorated], Decorated]
@@ -72,3 +80,62 @@ def device() -> Decorator[Any]:
         metavar="DEVICE",
         help="Where to run: auto (a GPU when there is one), cpu, cuda, cuda:1, mps.",
     )
+
+
+def safetensors_dtype(dtype: str | None) -> str | None:
+    """What `--dtype` gave, as safetensors spells it."""
+    return None if dtype is None else SAFETENSORS_DTYPES[dtype]
+
+
+def size_in_bytes(text: str) -> int:
+    """Bytes of "500MB" or "5GB" (powers of 1000). Raises ConfigError for anything else."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = text[:-2], text[-2:].upper()
+    if unit not in units or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+        raise ConfigError(f"{text!r} is no size", "write it as 500MB or 5GB")
+    return int(float(number) * units[unit])
+
+
+def require(module: str, extra: str) -> None:
+    """Raise ConfigError unless a module of an extra is installed."""
+    if find_spec(module) is None:
+        raise ConfigError(f"{module} is not installed", f"pip install 'neoxkit[{extra}]'")
+
+
+def print_plan(files: Mapping[str, int]) -> None:
+    """What would be written, a line a file."""
+    for path, size in files.items():
+        click.echo(f"{size:>16,}  {path}")
+    click.echo(f"{sum(files.values()):>16,}  bytes of tensors in {len(files)} files; nothing was written")
+
+
+def print_checkpoint(folder: Path) -> None:
+    """What was written: the folder and the fingerprint of its model."""
+    from neoxkit.checkpoint.reader import Checkpoint
+
+    click.echo(f"{folder}: model {Checkpoint.open(folder).fingerprint}")
+
+
+def load_model(
+    source: Path, tokenizer: Path | None, dtype: str | None, device: str
+) -> tuple[Decoder, Tokenizer, Path | None]:
+    """A model ready to run, its tokenizer, and the folder of the tokenizer's files.
+
+    Raises ConfigError when SOURCE has no tokenizer and none is given, ConversionError when the
+    tokenizer makes ids that the model has no row for.
+    """
+    from neoxkit.checkpoint.dtypes import TORCH
+    from neoxkit.convert.load import load_decoder
+    from neoxkit.convert.open import open_any
+    from neoxkit.convert.tokenizer import check_vocabulary
+    from neoxkit.data.tokenizer import FILE, Tokenizer
+    from neoxkit.parallel.device import choose_device
+
+    opened = open_any(source)
+    folder = tokenizer or opened.tokenizer
+    if folder is None or (tokenizer is None and not (folder / FILE).is_file()):
+        raise ConfigError(f"{source} has no tokenizer", "name one with --tokenizer")
+    words = Tokenizer(folder)
+    check_vocabulary(folder, opened.config)
+    kept = safetensors_dtype(dtype)
+    return load_decoder(opened, None if kept is None else TORCH[kept], choose_device(device)), words, folder

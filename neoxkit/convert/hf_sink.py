@@ -2,89 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from neoxkit.checkpoint import dtypes as dtype_names
-from neoxkit.checkpoint.dtypes import TORCH
+from neoxkit.checkpoint import Source
+from neoxkit.checkpoint.dtypes import TORCH, octets
 from neoxkit.checkpoint.folder import attempt_path, exists, flush, new_attempt, put_in_place, remove, write_durably
 from neoxkit.checkpoint.format import ITEM_BYTES, MODEL
 from neoxkit.checkpoint.output import OutputFile
 from neoxkit.checkpoint.safetensors_file import tensor_bytes
-from neoxkit.config.model import ModelConfig
 from neoxkit.convert.tokenizer import pretty
-from neoxkit.errors import CheckpointError
+from neoxkit.errors import CheckpointError, ConversionError
 from neoxkit.families.layout import Same
 from neoxkit.families.schema import Family, Rule, expand
 from neoxkit.families.spelling import write_config
-from neoxkit.nn.decoder import specs
 from neoxkit.spec import Box, Run, volume, whole
 
 OLDEST = "4.40.0"
 """The oldest transformers that what is written is meant for; its `transformers_version` says so."""
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One of their tensors: its dtype and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensor."""
+        return tensor_bytes(self.dtype, self.shape)
+
+
+def plan_shards(family: Family, source: Source, most: int) -> dict[str, dict[str, Slot]]:
+    """Their tensors by weight file, each file at most `most` bytes (but for a larger tensor).
+
+    Raises ConversionError when tensors that are one of theirs have different dtypes.
+    """
+    shards: list[dict[str, Slot]] = [{}]
+    used = 0
+    for rule in expand(family, source.config):
+        for key, slot in _slots(rule, source):
+            if used and used + slot.bytes > most:
+                shards.append({})
+                used = 0
+            shards[-1][key] = slot
+            used += slot.bytes
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{n:05d}-of-{len(shards):05d}.safetensors": shard for n, shard in enumerate(shards, 1)}
+
+
+def _slots(rule: Rule, source: Source) -> list[tuple[str, Slot]]:
+    """A rule's tensors of theirs, found by joining ours on the meta device."""
+    found = {source.dtype(MODEL + name) for name in rule.ours}
+    if len(found) > 1:
+        raise ConversionError(f"{' and '.join(rule.ours)} are {' and '.join(sorted(found))}", "choose one with --dtype")
+    ours = [torch.empty(source.spec(MODEL + name).shape, device="meta") for name in rule.ours]
+    theirs = zip(rule.theirs, rule.layout.join(ours), strict=True)
+    return [(key, Slot(min(found), tuple(tensor.shape))) for key, tensor in theirs]
+
+
 class HuggingFaceSink:
     """Writes a model's folder aside, and names it once it is whole and on stable storage.
 
-    `dtypes` gives each of our tensors' dtypes, `files` what else belongs in the folder. Weights lie
-    in files of at most `most` bytes (but for a larger tensor). Raises ConversionError when the model
-    does not fit the family, CheckpointError when `folder` exists (with `force`: when it exists and is
-    no model's folder).
+    `source` is what will be copied from; `files` is what else belongs in the folder, by name.
+    Leaving a `with` block without a commit removes what was written. Raises ConversionError when the
+    model does not fit the family, CheckpointError when `folder` exists (with `force`: when it exists
+    and is no model's folder).
     """
 
     def __init__(
-        self,
-        folder: Path,
-        family: Family,
-        config: ModelConfig,
-        dtypes: Mapping[str, str],
-        files: Mapping[str, bytes],
-        most: int = 5_000_000_000,
-        force: bool = False,
+        self, folder: Path, family: Family, source: Source, files: Mapping[str, bytes], most: int, force: bool = False
     ) -> None:
         self.folder = folder.absolute()
         self._force = force
-        self._rules = expand(family, config)
-        self._specs = specs(config)
-        self._dtypes = {name: dtypes[MODEL + name] for rule in self._rules for name in rule.ours}
-        self._rule_of = {name: rule for rule in self._rules for name in rule.ours}
+        self._rules = {name: rule for rule in expand(family, source.config) for name in rule.ours}
+        self._shapes = {name: source.spec(MODEL + name).shape for name in self._rules}
         self._waiting: dict[str, Tensor] = {}
         self._left: dict[str, int] = {}  # elements that a waiting tensor lacks
-        theirs = {**write_config(family, config), **self._dtype_keys(), "transformers_version": OLDEST}
-        self._files = {"config.json": pretty(theirs), **files}
+        shards = plan_shards(family, source, most)
+        self._file_of = {key: name for name, shard in shards.items() for key in shard}
+        slots = {key: slot for shard in shards.values() for key, slot in shard.items()}
+        self.bytes = sum(slot.bytes for slot in slots.values())
+        config = {**write_config(family, source.config), **_dtype_keys(slots), "transformers_version": OLDEST}
+        self._files = {"config.json": pretty(config), **files}
+        if len(shards) > 1:
+            elements = sum(volume(whole(slot.shape)) for slot in slots.values())
+            about = {"total_parameters": elements, "total_size": self.bytes}
+            self._files["model.safetensors.index.json"] = pretty({"metadata": about, "weight_map": self._file_of})
         self._check()
         self._aside = attempt_path(self.folder, new_attempt())
         self._threads = ThreadPoolExecutor(3)
         self._outputs: dict[str, OutputFile] = {}
-        self._file_of: dict[str, str] = {}
         try:
-            self._start(most)
+            self._aside.mkdir(parents=True)
+            for name, shard in shards.items():
+                tensors = {key: (slot.dtype, slot.shape) for key, slot in shard.items()}
+                self._outputs[name] = OutputFile(self._aside / name, tensors, ITEM_BYTES, {"format": "pt"})
         except BaseException:
             self.abort()
             raise
 
+    def __enter__(self) -> HuggingFaceSink:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.abort()
+
     def names(self) -> list[str]:
         """What to write, those of one rule side by side, so that least is kept in memory."""
-        return [MODEL + name for rule in self._rules for name in rule.ours]
+        return [MODEL + name for name in self._rules]
 
     def write(self, name: str, box: Box, value: Tensor, run: Run | None = None) -> None:
         """Take a block. What is fused with others waits until all of them are whole. See Sink."""
         assert run is None, "a Hugging Face file holds no runs"
         bare = name.removeprefix(MODEL)
-        rule = self._rule_of[bare]
+        rule = self._rules[bare]
         if isinstance(rule.layout, Same):
             self._put(rule.theirs[0], box, value)
             return
         for each in rule.ours:
             if each not in self._waiting:
-                shape = self._specs[each].shape
-                self._waiting[each] = torch.empty(shape, dtype=value.dtype)
-                self._left[each] = volume(whole(shape))
+                self._waiting[each] = torch.empty(self._shapes[each], dtype=value.dtype)
+                self._left[each] = volume(whole(self._shapes[each]))
         self._waiting[bare][tuple(slice(*span) for span in box)] = value
         self._left[bare] -= volume(box)
         if not any(self._left[each] for each in rule.ours):
@@ -93,12 +142,9 @@ class HuggingFaceSink:
                 self._put(key, whole(tuple(tensor.shape)), tensor)
 
     def commit(self) -> None:
-        """Name the folder. Raises CheckpointError when a tensor was not written whole."""
+        """Name the folder. Nothing is visible before this."""
         for path, output in self._outputs.items():
-            if missing := output.incomplete():
-                raise CheckpointError(
-                    f"{self.folder / path}: {missing[0]} was not written whole", "report this as a bug"
-                )
+            assert not output.incomplete(), f"{path}: {output.incomplete()[0]} was not written whole"
             output.finish(self._threads)
         self._outputs.clear()
         for name, data in self._files.items():
@@ -108,7 +154,7 @@ class HuggingFaceSink:
         self._threads.shutdown()
 
     def abort(self) -> None:
-        """Remove what was written."""
+        """Remove what was written. After a commit, nothing."""
         for output in self._outputs.values():
             output.close()
         self._outputs.clear()
@@ -117,7 +163,7 @@ class HuggingFaceSink:
             remove(self._aside)
 
     def _put(self, key: str, box: Box, value: Tensor) -> None:
-        self._outputs[self._file_of[key]].write(key, box, dtype_names.octets(value), self._threads)
+        self._outputs[self._file_of[key]].write(key, box, octets(value), self._threads)
 
     def _check(self) -> None:
         if not self.folder.exists():
@@ -128,45 +174,9 @@ class HuggingFaceSink:
         if not self.folder.is_dir() or not (model or not any(self.folder.iterdir())):
             raise CheckpointError(f"{self.folder} exists and is no Hugging Face model", "choose another destination")
 
-    def _start(self, most: int) -> None:
-        self._aside.mkdir(parents=True)
-        shards: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
-        used, total, elements = 0, 0, 0
-        for key, (dtype, shape) in self._theirs():
-            size = tensor_bytes(dtype, shape)
-            if used and used + size > most:
-                shards.append({})
-                used = 0
-            shards[-1][key] = dtype, shape
-            used, total, elements = used + size, total + size, elements + size // ITEM_BYTES[dtype]
-        for number, tensors in enumerate(shards, 1):
-            several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            name = "model.safetensors" if len(shards) == 1 else several
-            self._outputs[name] = OutputFile(self._aside / name, tensors, ITEM_BYTES, {"format": "pt"})
-            self._file_of.update(dict.fromkeys(tensors, name))
-        if len(shards) > 1:
-            about = {"metadata": {"total_parameters": elements, "total_size": total}, "weight_map": self._file_of}
-            self._files["model.safetensors.index.json"] = pretty(about)
 
-    def _theirs(self) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
-        """Their tensors: key, dtype and shape, found by joining ours on the meta device."""
-        for rule in self._rules:
-            ours = [torch.empty(self._specs[name].shape, device="meta") for name in rule.ours]
-            for key, tensor in zip(rule.theirs, rule.layout.join(ours), strict=True):
-                yield key, (self._dtype(rule), tuple(tensor.shape))
-
-    def _dtype(self, rule: Rule) -> str:
-        found = {self._dtypes[name] for name in rule.ours}
-        if len(found) > 1:
-            raise CheckpointError(
-                f"{' and '.join(rule.ours)} are {' and '.join(sorted(found))}", "choose one with --dtype"
-            )
-        return found.pop()
-
-    def _dtype_keys(self) -> dict[str, str]:
-        """The dtype that a model is loaded in, in the spelling of transformers 4 and of 5."""
-        counts: dict[str, int] = {}
-        for dtype in self._dtypes.values():
-            counts[dtype] = counts.get(dtype, 0) + 1
-        most = str(TORCH[max(counts, key=lambda dtype: counts[dtype])]).removeprefix("torch.")
-        return {"torch_dtype": most, "dtype": most}
+def _dtype_keys(slots: Mapping[str, Slot]) -> dict[str, str]:
+    """The dtype that a model is loaded in, in the spelling of transformers 4 and of 5."""
+    ((dtype, _),) = Counter(slot.dtype for slot in slots.values()).most_common(1)
+    name = str(TORCH[dtype]).removeprefix("torch.")
+    return {"torch_dtype": name, "dtype": name}

@@ -123,7 +123,7 @@ class HuggingFaceSource:
         extra = [key for key in extra if not self._is_tied_head(key)]
         if extra:
             raise ConversionError(
-                f"{self.folder}: {len(extra)} tensors belong to nothing that config.json describes, {extra[0]!r} among them",
+                f"{self.folder}: {len(extra)} tensors, {extra[0]!r} among them, belong to nothing in config.json",
                 "is config.json the one that belongs to these weights?",
             )
         for rule in self._rules.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from neoxkit.checkpoint import Source
+from neoxkit.checkpoint.dtypes import TORCH
 from neoxkit.checkpoint.format import MODEL
 from neoxkit.nn.decoder import Decoder, pieces
 
@@ -17,8 +18,6 @@ def load_weights(source: Source, model: Decoder) -> None:
 
 def load_decoder(source: Source, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Decoder:
     """The model of a source, ready to run; in the dtype of its embedding unless told otherwise."""
-    from neoxkit.checkpoint.dtypes import TORCH
-
     model = Decoder(source.config, device, dtype or TORCH[source.dtype(MODEL + "embed.weight")])
     load_weights(source, model)
     return model.eval()

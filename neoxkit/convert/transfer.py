@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from neoxkit.checkpoint import Source
-from neoxkit.checkpoint.dtypes import TORCH
-from neoxkit.checkpoint.format import ITEM_BYTES, MODEL
+from neoxkit.checkpoint.format import MODEL
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.checkpoint.writer import Part, Writer, cut
-from neoxkit.convert.copy import copy
-from neoxkit.convert.hf_sink import HuggingFaceSink
+from neoxkit.convert.copy import Converted, copy
+from neoxkit.convert.hf_sink import HuggingFaceSink, plan_shards
 from neoxkit.convert.hf_source import HuggingFaceSource
 from neoxkit.convert.tokenizer import check_vocabulary, exported_files, tokenizer_files
 from neoxkit.errors import ConversionError
@@ -21,76 +19,74 @@ from neoxkit.families.schema import Family
 from neoxkit.families.spelling import unfit
 from neoxkit.log import progress
 from neoxkit.mesh import Mesh
-from neoxkit.spec import volume, whole
+
+MOST_SHARD = 5_000_000_000
+"""Bytes of a Hugging Face weight file, as transformers 4 cuts them."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What would be written: its files and their bytes."""
-
-    files: Mapping[str, int]
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of tensors in all."""
-        return sum(self.files.values())
+def parts_for(source: Source, names: Sequence[str], mesh: Mesh) -> list[Part]:
+    """How tensors of a source are cut for a mesh. Raises ConfigError when they do not divide."""
+    return cut({name: source.spec(name) for name in names}, {name: source.dtype(name) for name in names}, mesh)
 
 
-def chosen_dtypes(source: Source, dtype: str | None) -> dict[str, str]:
-    """Each tensor's dtype after the copy: `dtype` for the model's floating-point tensors, else its own."""
-    own = {name: source.dtype(name) for name in source.names()}
-    if dtype is None:
-        return own
-    return {
-        name: dtype if name.startswith(MODEL) and TORCH[each].is_floating_point else each for name, each in own.items()
-    }
-
-
-def parts_for(source: Source, dtypes: Mapping[str, str], mesh: Mesh) -> list[Part]:
-    """How a source is cut for a mesh. Raises ConfigError when it does not divide."""
-    return cut({name: source.spec(name) for name in source.names()}, dtypes, mesh)
-
-
-def plan_of(parts: list[Part]) -> Plan:
-    """The files that a cut makes."""
-    files: dict[str, int] = {}
+def file_sizes(parts: Sequence[Part]) -> dict[str, int]:
+    """Bytes of tensors in each file that a cut makes."""
+    sizes: dict[str, int] = {}
     for part in parts:
-        files[part.file] = files.get(part.file, 0) + part.bytes
-    return Plan(files)
+        sizes[part.file] = sizes.get(part.file, 0) + part.bytes
+    return sizes
 
 
 def import_model(
-    source: HuggingFaceSource,
+    model: HuggingFaceSource,
     folder: Path,
     mesh: Mesh,
     dtype: str | None = None,
     tokenizer: bool = True,
     force: bool = False,
 ) -> None:
-    """Write a foreign model as a checkpoint, cut for a mesh.
+    """Write a foreign model as a checkpoint, cut for a mesh, its weights in `dtype` ("BF16") if given.
 
     Raises ConversionError when the tokenizer makes ids that the model has no row for, and as Writer,
     copy and cut do; then nothing is left at `folder`, and what was there stays.
     """
     if tokenizer:
-        check_vocabulary(source.folder, source.config)
-    dtypes = chosen_dtypes(source, dtype)
+        check_vocabulary(model.folder, model.config)
+    source = Converted(model, dtype)
+    parts = parts_for(source, source.names(), mesh)
     writer = Writer(
         folder,
-        parts_for(source, dtypes, mesh),
-        config=source.config,
+        parts,
+        config=model.config,
         mesh={"pp": mesh.pp, "tp": mesh.tp},
-        lineage=[source.lineage],
-        tokenizer=tokenizer_files(source.folder) if tokenizer else None,
+        lineage=[model.lineage],
+        tokenizer=tokenizer_files(model.folder) if tokenizer else None,
         force=force,
     )
-    with writer, progress(f"import {source.folder}", source.files.bytes) as bar:
-        copy(source, writer, source.names(), dtypes, bar)
+    with writer, progress(f"import {model.folder}", sum(file_sizes(parts).values())) as bar:
+        copy(source, writer, source.names(), bar)
         writer.commit()
 
 
+def kept_names(checkpoint: Checkpoint, dtype: str | None, weights_only: bool) -> list[str]:
+    """The tensors that a reshard keeps.
+
+    Raises ConversionError for another dtype beside an optimizer: its masters would no longer be the
+    weights.
+    """
+    names = checkpoint.names()
+    if weights_only:
+        return [name for name in names if name.startswith(MODEL)]
+    if dtype is not None and any(not name.startswith(MODEL) for name in names):
+        raise ConversionError(
+            f"{checkpoint.path}: it has an optimizer, whose masters go with the weights' own dtype",
+            "add --weights-only, or leave --dtype out",
+        )
+    return list(names)
+
+
 def reshard(
-    source: Checkpoint,
+    checkpoint: Checkpoint,
     folder: Path,
     mesh: Mesh,
     dtype: str | None = None,
@@ -99,69 +95,75 @@ def reshard(
 ) -> None:
     """Write a checkpoint once more, cut for another mesh. Everything else is kept as it is.
 
-    Raises as `import_model` does.
+    Raises as `kept_names` and `import_model` do.
     """
-    dtypes = chosen_dtypes(source, dtype)
-    names = [name for name in source.names() if not weights_only or name.startswith(MODEL)]
-    parts = [part for part in parts_for(source, dtypes, mesh) if part.name in set(names)]
-    manifest = source.manifest
-    state = None if weights_only else source.trainer_state()
+    names = kept_names(checkpoint, dtype, weights_only)
+    source = Converted(checkpoint, dtype)
+    parts = parts_for(source, names, mesh)
+    manifest = checkpoint.manifest
     writer = Writer(
         folder,
         parts,
-        config=source.config,
+        config=checkpoint.config,
         mesh={**manifest.mesh, "pp": mesh.pp, "tp": mesh.tp},
         step=manifest.step,
         samples=manifest.samples,
         tokens=manifest.tokens,
-        lineage=[*manifest.lineage, {"event": "reshard", "model": source.fingerprint}],
-        run_yaml=source.run_yaml,
-        tokenizer=tokenizer_files(source.tokenizer) if source.tokenizer else None,
-        trainer=state,
-        rng=None if weights_only else source.rng(),
+        lineage=[*manifest.lineage, {"event": "reshard", "model": checkpoint.fingerprint}],
+        run_yaml=checkpoint.run_yaml,
+        tokenizer=tokenizer_files(checkpoint.tokenizer) if checkpoint.tokenizer else None,
+        trainer=None if weights_only else checkpoint.trainer_state(),
+        rng=None if weights_only else checkpoint.rng(),
         force=force,
         keep=manifest,
     )
-    with writer, progress(f"reshard {source.path}", plan_of(parts).bytes) as bar:
-        copy(source, writer, names, dtypes, bar)
+    with writer, progress(f"reshard {checkpoint.path}", sum(file_sizes(parts).values())) as bar:
+        copy(source, writer, names, bar)
         writer.commit()
 
 
+def export_sizes(checkpoint: Checkpoint, family: Family, dtype: str | None, most: int = MOST_SHARD) -> dict[str, int]:
+    """Bytes of tensors in each weight file that an export would make. Raises as `export_model` does."""
+    shards = plan_shards(family, fitting(checkpoint, family, dtype), most)
+    return {name: sum(place.bytes for place in places.values()) for name, places in shards.items()}
+
+
+def fitting(checkpoint: Checkpoint, family: Family, dtype: str | None = None) -> Converted:
+    """The checkpoint as a source, if the family can spell it. Raises ConversionError with each reason if not."""
+    if reasons := unfit(family, checkpoint.config):
+        raise ConversionError(
+            f"{checkpoint.path}: the model does not fit {family.name}: {'; '.join(reasons)}", "choose another --to"
+        )
+    return Converted(checkpoint, dtype)
+
+
 def export_model(
-    source: Checkpoint,
+    checkpoint: Checkpoint,
     folder: Path,
     family: Family,
     dtype: str | None = None,
-    most: int = 5_000_000_000,
+    most: int = MOST_SHARD,
     force: bool = False,
 ) -> None:
-    """Write a checkpoint's weights as a Hugging Face model of a family.
+    """Write a checkpoint's weights as a Hugging Face model of a family, in files of at most `most` bytes.
 
     Raises ConversionError, with each reason, when the model does not fit the family, and as
     HuggingFaceSink and copy do.
     """
-    if reasons := unfit(family, source.config):
-        raise ConversionError(f"the model does not fit {family.name}: {'; '.join(reasons)}", "choose another family")
-    dtypes = chosen_dtypes(source, dtype)
-    files = exported_files(source.tokenizer, source.config, family)
-    files["neoxkit.json"] = _origin(source)
-    sink = HuggingFaceSink(folder, family, source.config, dtypes, files, most, force)
-    names = sink.names()
-    size = sum(volume(whole(source.spec(n).shape)) * ITEM_BYTES[source.dtype(n)] for n in names)
-    try:
-        with progress(f"export {source.path}", size) as bar:
-            copy(source, sink, names, dtypes, bar)
+    source = fitting(checkpoint, family, dtype)
+    files = exported_files(checkpoint.tokenizer, checkpoint.config, family)
+    files["neoxkit.json"] = _origin(checkpoint)
+    with HuggingFaceSink(folder, family, source, files, most, force) as sink:
+        with progress(f"export {checkpoint.path}", sink.bytes) as bar:
+            copy(source, sink, sink.names(), bar)
         sink.commit()
-    except BaseException:
-        sink.abort()
-        raise
 
 
-def _origin(source: Checkpoint) -> bytes:
+def _origin(checkpoint: Checkpoint) -> bytes:
     """Which weights an exported model was made of."""
-    manifest = source.manifest
+    manifest = checkpoint.manifest
     origin = {
-        "model": source.fingerprint,
+        "model": checkpoint.fingerprint,
         "step": manifest.step,
         "tokens": manifest.tokens,
         "lineage": manifest.lineage,

@@ -7,8 +7,20 @@ from typing import Any
 from neoxkit.families.schema import Field
 
 PASSIVE = frozenset(
-    "architectures attention_dropout classifier_dropout dtype hidden_dropout initializer_range is_decoder "
-    "model_type pretraining_tp torch_dtype transformers_version use_cache".split()
+    {
+        "architectures",
+        "attention_dropout",
+        "classifier_dropout",
+        "dtype",
+        "hidden_dropout",
+        "initializer_range",
+        "is_decoder",
+        "model_type",
+        "pretraining_tp",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
 )
 """Keys that say nothing about what the network computes."""
 

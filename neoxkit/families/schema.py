@@ -13,6 +13,8 @@ from typing import Any
 from neoxkit.config.model import ModelConfig
 from neoxkit.families.layout import Layout, Same
 
+SAME = Same()
+
 
 class Required:
     """The default of a field that must be there."""
@@ -52,7 +54,7 @@ class Rule:
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    layout: Layout = Same()
+    layout: Layout = SAME
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ def build_context(
     """The shared part of a pass over tokens at `positions` [B or 1, T] with `segments` [B, T] or None.
 
     Without a state, tokens see those before them in the row, though their positions may restart with
-    each segment; with one, a token's position is its place and there are no segments. The mask is left out where plain causal
-    attention says the same, since the fused kernel is then twice as fast.
+    each segment; with one, a token's position is its place and there are no segments. The mask is
+    left out where plain causal attention says the same, since the fused kernel is then twice as fast.
     """
     assert segments is None or not stateful, "a state remembers one text a row"
     turn = rotation(config, positions, dtype)

@@ -6,7 +6,6 @@ Shapes: N tokens, V vocabulary.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 SLICE_ELEMENTS = 2**22

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -33,7 +33,9 @@ class Held(NamedTuple):
 class Engine(Protocol):
     """Advances a model. `state` is everything of it that resuming needs, the weights included."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
 
     def step(self, batches: Iterable[Batch], lr: float) -> StepReport:
         """One optimiser step over all micro-batches. Raises TrainingError when the loss is not finite."""
@@ -44,8 +46,14 @@ class Engine(Protocol):
     def state(self) -> Iterator[Held]:
         """Every tensor of the model and the optimiser, as views of live values."""
 
-    def load_state(self, source: Source) -> None:
-        """Take over the weights and the optimiser's state, so that training goes on as if never stopped."""
+    def counters(self) -> dict[str, Any]:
+        """What of the optimiser is no tensor, as JSON: its kind, its steps, its groups by name."""
+
+    def load_state(self, source: Source, counters: Mapping[str, Any]) -> None:
+        """Take over the weights and the optimiser's state, so that training goes on as if never stopped.
+
+        Raises CheckpointError when the source lacks part of it.
+        """
 
     def load_weights(self, source: Source) -> None:
         """Take over the weights alone; the optimiser begins anew."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from neoxkit.data.batch import Batch, collate
 from neoxkit.data.indexed import IndexedFile
 from neoxkit.data.pack import Rows, split
 from neoxkit.data.sampler import Sampler
+from neoxkit.data.sidecar import read_sidecar
+from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.errors import ConfigError, DataError
 
 
@@ -44,7 +45,7 @@ class Feed:
         self.config = config
         self.sampler = Sampler(config.micro, config.accumulation)
         train = IndexedFile(config.data.train)
-        stretches = split(config.data.split, len(train)) if config.data.split else None
+        stretches = split(config.data.split, len(train)) if config.data.split else [(0, len(train))]
         needed = samples or config.steps * config.batch.size
         self.rows = Rows(
             train,
@@ -52,7 +53,7 @@ class Feed:
             seed=config.seed,
             rows=needed if epochs is None else None,
             epochs=epochs,
-            documents=stretches[0] if stretches else None,
+            documents=stretches[0],
             vocab=config.model.vocab,
         )
         if needed > self.rows.count:
@@ -61,15 +62,16 @@ class Feed:
                 f"({epochs} epochs); more epochs would change the order of its data",
                 "keep to the samples it began with, or begin a new run with `load`",
             )
+        sizes = np.ascontiguousarray(train.sizes[slice(*stretches[0])])
         self.identity = Identity(
-            train.tokens,
-            len(train),
-            f"{zlib.crc32(np.ascontiguousarray(train.sizes).tobytes()):08x}",
+            int(sizes.sum(dtype=np.int64)),
+            len(sizes),
+            f"{zlib.crc32(sizes.tobytes()):08x}",
             config.sequence,
             config.seed,
             self.rows.packing.epochs,
         )
-        self.held_out = self._held_out(train, stretches[1] if stretches else None)
+        self.held_out = self._held_out(train, stretches[1] if config.data.split else None)
 
     def _held_out(self, train: IndexedFile, stretch: tuple[int, int] | None) -> Rows | None:
         config = self.config
@@ -92,18 +94,18 @@ class Feed:
             yield collate([self.held_out.row(number) for number in range(first, min(first + size, stop))])
 
     def bits_per_byte(self, nats: float) -> float | None:
-        """Bits per byte of held-out text, from nats per token; None where the text's bytes are not known.
+        """Bits per byte of held-out text, from nats per token; None where the text's bytes are not known."""
+        known = read_sidecar(self.config.data.valid) if self.config.data.valid else None
+        return nats / math.log(2) * known.tokens / known.bytes if known and known.bytes else None
 
-        PREFIX.json beside the tokens says how many bytes of text they were, and how many tokens.
-        """
-        if self.config.data.valid is None:
-            return None
-        path = IndexedFile(self.config.data.valid).bin.with_suffix(".json")
-        if not path.is_file():
-            return None
-        try:
-            counted = json.loads(path.read_text(encoding="utf-8"))
-            tokens, size = int(counted["tokens"]), int(counted["bytes"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} does not say `tokens` and `bytes`: {error}", "tokenize the text again") from None
-        return nats / math.log(2) * tokens / size if size else None
+
+def check_tokens(config: RunConfig, tokenizer: Tokenizer | None) -> None:
+    """Raise DataError unless model, tokenizer and tokens speak of the same vocabulary."""
+    if tokenizer is not None and tokenizer.vocab > config.model.vocab:
+        raise DataError(
+            f"{tokenizer.path} has a vocabulary of {tokenizer.vocab}, and model.vocab is {config.model.vocab}",
+            f"set model.vocab to {tokenizer.vocab} or more",
+        )
+    for prefix in filter(None, (config.data.train, config.data.valid)):
+        if known := read_sidecar(prefix):
+            known.check(tokenizer.fingerprint if tokenizer else known.tokenizer, config.model.vocab, prefix)

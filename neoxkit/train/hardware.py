@@ -7,20 +7,15 @@ import time
 import torch
 
 from neoxkit.config.run import RunConfig
-from neoxkit.errors import ConfigError
+from neoxkit.parallel.device import choose_device
+
+__all__ = ["choose_device", "choose_precision"]
 
 ROWS = 2048
 """Rows of the matrix product that is measured, at most."""
 
 MARGIN = 1.5
 """bf16 must win the matrix product by this much: the rest of a step gains nothing, and masters cost a pass."""
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device that `device` names; `auto` is cuda where there is one. Raises ConfigError when there is none."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, and torch finds no CUDA device", "set device: auto or device: cpu")
-    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def choose_precision(config: RunConfig, device: torch.device) -> str:

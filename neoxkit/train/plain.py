@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neoxkit.checkpoint import Source
 from neoxkit.config.run import RunConfig
+from neoxkit.convert.load import load_weights
 from neoxkit.data.batch import Batch
-from neoxkit.errors import NeoxkitError
+from neoxkit.errors import CheckpointError, NeoxkitError
 from neoxkit.nn.decoder import Decoder, holdings, pieces
-from neoxkit.spec import Box
 from neoxkit.train.engine import Held, StepReport
 from neoxkit.train.objectives import Objective
 from neoxkit.train.optim import MOMENTS, AdamW
@@ -37,7 +38,7 @@ class PlainEngine:
         self.config = config
         self.objective = objective
         self.device = torch.device(device)
-        self.model: nn.Module = Decoder(config.model, device=self.device, dtype=DTYPES[config.precision])
+        self.model = Decoder(config.model, device=self.device, dtype=DTYPES[config.precision])
         self.parameters = list(self.model.parameters())
         self.optimizer = AdamW(self.parameters, config.optimizer)
         self.gradients: dict[Tensor, Tensor] = {}
@@ -82,8 +83,8 @@ class PlainEngine:
         count = torch.zeros((), dtype=torch.int64, device=self.device)
         for batch in batches:
             there = batch if self.device.type == "cpu" else _moved(batch, self.device)
-            hidden = self.model.hidden(there.ids)  # type: ignore[operator]
-            loss = self.objective.loss(hidden, self.model.head, there)  # type: ignore[arg-type]
+            hidden = self.model.hidden(there.ids)
+            loss = self.objective.loss(hidden, self.model.head, there)
             if backward:
                 loss.sum.backward()  # type: ignore[no-untyped-call]
             total += loss.sum.detach()
@@ -113,23 +114,29 @@ class PlainEngine:
                     for part, value in kept:
                         yield Held(f"optimizer/{part}/{spec.name}", spec, box, None, value[rows])
 
-    def load_state(self, source: Source) -> None:
-        """Take over weights and moments. The caller sets `optimizer.steps`."""
+    def counters(self) -> dict[str, Any]:
+        """What of the optimiser is no tensor, as JSON: its kind, its steps, its groups by name."""
+        groups = [
+            {"weight_decay": group.weight_decay, "names": [h.spec.name for p in group.weights for h in holdings(p)]}
+            for group in self.optimizer.groups
+        ]
+        return {"kind": "adamw", "steps": self.optimizer.steps, "groups": groups}
+
+    def load_state(self, source: Source, counters: Mapping[str, Any]) -> None:
+        """Take over weights, masters, moments and counters. Raises CheckpointError when the source lacks any."""
+        if counters.get("kind") != "adamw" or not isinstance(counters.get("steps"), int):
+            raise CheckpointError("the checkpoint's optimizer is not adamw", "begin a new run with `load`")
         for held in self.state():
-            _fill(held.value, source, held.name, held.box)
+            held.value.copy_(source.read(held.name, held.box))
+        self.optimizer.steps = counters["steps"]
 
     def load_weights(self, source: Source) -> None:
         """Take over the weights alone; the optimiser begins anew, from these weights."""
-        for spec, box, value in pieces(self.model):
-            _fill(value, source, f"model/{spec.name}", box)
+        load_weights(source, self.model)
         self.optimizer.rebuild()
 
 
 _LOWER = "lower optimizer.lr or lengthen schedule.warmup, and go on from the last checkpoint"
-
-
-def _fill(value: Tensor, source: Source, name: str, box: Box) -> None:
-    value.copy_(source.read(name, box))
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

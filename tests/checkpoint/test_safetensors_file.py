@@ -33,11 +33,13 @@ def test_reads_what_the_package_writes(tmp_path: Path) -> None:
     path = tmp_path / "theirs.safetensors"
     safetensors.torch.save_file(ALL, path, metadata={"format": "pt"})
     header, data = read_header(path), path.read_bytes()
-    assert header.metadata == {"format": "pt"} and header.size == len(data)
+    assert header.metadata == {"format": "pt"}
+    assert header.size == len(data)
     assert header.entries.keys() == ALL.keys()
     for name, value in ALL.items():
         entry = header.entries[name]
-        assert entry.shape == tuple(value.shape) and dtypes.TORCH[entry.dtype] == value.dtype
+        assert entry.shape == tuple(value.shape)
+        assert dtypes.TORCH[entry.dtype] == value.dtype
         assert data[entry.first : entry.last] == dtypes.octets(value).tobytes()
 
 
@@ -47,14 +49,17 @@ def test_the_package_reads_what_we_write(tmp_path: Path) -> None:
         {name: (dtypes.name_of(value.dtype), tuple(value.shape)) for name, value in ALL.items()}, {"a": "é"}
     )
     path.write_bytes(head + b"".join(dtypes.octets(value).tobytes() for value in ALL.values()))
-    assert header.start % 8 == 0 and read_header(path) == header
+    assert header.start % 8 == 0
+    assert read_header(path) == header
     with safe_open(path, "pt") as theirs:
-        assert set(theirs.keys()) == set(ALL) and theirs.metadata() == {"a": "é"}
+        assert set(theirs.keys()) == set(ALL)
+        assert theirs.metadata() == {"a": "é"}
         for name, value in ALL.items():
             if name == "C64":  # the package's safe_open does not make complex tensors in every version
                 continue
             found = theirs.get_tensor(name)
-            assert found.dtype == value.dtype and found.shape == value.shape
+            assert found.dtype == value.dtype
+            assert found.shape == value.shape
             assert dtypes.octets(found).tobytes() == dtypes.octets(value).tobytes()
 
 
@@ -108,7 +113,7 @@ def two(first: list[int], second: list[int]) -> dict[str, object]:
         (one(shape=[1 << 40, 1 << 40]), "fills 16 bytes, but"),
         (one(shape=[3]), "fills 16 bytes, but F32 [3] is 12 bytes"),
         (two([0, 9], [8, 16]), "'a' and 'b' overlap"),
-        (two([0, 6], [8, 16]), "bytes 118 to 120 belong to no tensor"),
+        (two([0, 6], [8, 16]), "bytes 135 to 137 belong to no tensor"),
         (two([0, 6], [6, 12]), "belong to no tensor"),
         ({}, "belong to no tensor"),
     ],
@@ -116,7 +121,7 @@ def two(first: list[int], second: list[int]) -> dict[str, object]:
 )
 def test_lies_are_refused(tmp_path: Path, header: object, says: str) -> None:
     path = file_of(tmp_path / "x.safetensors", header)
-    with pytest.raises(CheckpointError, match="x.safetensors") as caught:
+    with pytest.raises(CheckpointError, match=r"x\.safetensors") as caught:
         read_header(path)
     assert says in caught.value.cause
 
@@ -131,5 +136,5 @@ def test_a_header_longer_than_the_file_is_not_allocated_for(tmp_path: Path) -> N
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="gone.safetensors: No such file"):
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors: No such file"):
         read_header(tmp_path / "gone.safetensors")

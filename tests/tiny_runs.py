@@ -31,7 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def tree(family: str, folder: Path, **options: Any) -> dict[str, Any]:
-    """The options of a tiny run; keywords are dotted keys with __ for the dot."""
+    """The options of a tiny run whose tokens are in `folder`; keywords replace top-level options."""
     return {
         "model": {"family": family, "depth": 2, "width": 16, "vocab": VOCAB, "context": 12, **MODELS[family]},
         "data": {"train": str(folder / "tokens"), "valid": str(folder / "held-out")},

@@ -1,0 +1,68 @@
+"""neoxkit export: a checkpoint becomes a Hugging Face model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from neoxkit.cli import options
+
+CLOSE = 1e-5
+"""fp32 logits of the same weights by two programs differ by less than this, relative to the largest."""
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--to", "family", metavar="FAMILY", default="auto", show_default=True, help="auto, gpt_neox, llama, mistral."
+)
+@options.dtype("Convert the weights; as they are when left out.")
+@click.option(
+    "--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Of a weight file: 500MB, 5GB."
+)
+@click.option("--check", is_flag=True, help="Load the result with transformers and compare logits.")
+@options.dry_run()
+@options.force()
+@click.pass_context
+def command(
+    ctx: click.Context,
+    source: Path,
+    destination: Path,
+    family: str,
+    dtype: str | None,
+    max_shard_size: str,
+    check: bool,
+    dry_run: bool,
+    force: bool,
+) -> None:
+    """Make a Hugging Face model of a checkpoint.
+
+    SOURCE is a checkpoint, or a run's folder (its newest checkpoint). DESTINATION becomes a folder
+    that transformers 4.40 to 5 loads. With --check the exit code is 1 when logits differ.
+    """
+    from neoxkit.checkpoint.reader import Checkpoint
+    from neoxkit.convert.transfer import export_model, export_sizes
+    from neoxkit.families import by_name
+
+    checkpoint = Checkpoint.open(source)
+    chosen = by_name(checkpoint.config.family if family == "auto" else family)
+    most, kept = options.size_in_bytes(max_shard_size), options.safetensors_dtype(dtype)
+    if dry_run:
+        options.print_plan(export_sizes(checkpoint, chosen, kept, most))
+        return
+    if check:
+        options.require("transformers", "hf")
+    export_model(checkpoint, destination, chosen, kept, most, force)
+    click.echo(f"{destination}: {chosen.architecture}")
+    if check:
+        from neoxkit.convert.copy import Converted
+        from neoxkit.convert.logits import logits_difference
+
+        found = logits_difference(Converted(checkpoint, kept), destination)
+        fine = found.max <= CLOSE * max(1.0, found.scale)
+        verdict = "the same" if fine else "DIFFERENT"
+        click.echo(f"logits {verdict}: they differ by {found.max:.1e} at most, the largest is {found.scale:.1f}")
+        if not fine:
+            ctx.exit(1)

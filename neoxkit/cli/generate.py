@@ -1,0 +1,89 @@
+"""neoxkit generate: text that continues a prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from neoxkit.cli import options
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--prompt", metavar="TEXT", help="The text to continue; - reads it from standard input.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N", help="New tokens at most."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="T",
+    help="0: the likeliest token each time.",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="K",
+    help="Draw from the K likeliest tokens; 0: from all.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="P",
+    help="Draw from the likeliest tokens that hold P together.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="The same seed draws the same text.",
+)
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="The tokenizer; SOURCE's own when left out.")
+@options.dtype("Run in this precision; as the weights are kept when left out.")
+@options.device()
+def command(
+    source: Path,
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    tokenizer: Path | None,
+    dtype: str | None,
+    device: str,
+) -> None:
+    """Continue a prompt.
+
+    SOURCE is a checkpoint, a run's folder (its newest checkpoint) or a Hugging Face folder. The
+    prompt and its continuation go to standard output as they are made.
+    """
+    if prompt is None:
+        raise click.UsageError("Missing option '--prompt'.", click.get_current_context())
+    text = click.get_text_stream("stdin").read() if prompt == "-" else prompt
+
+    from neoxkit.convert.tokenizer import stop_ids
+    from neoxkit.serve.generate import continuation
+    from neoxkit.serve.sampler import Sampling
+    from neoxkit.serve.text import deltas
+
+    model, words, folder = options.load_model(source, tokenizer, dtype, device)
+    ids = words.encode(text, special=True)
+    if not ids and model.config.tokens.bos is not None:
+        ids = [model.config.tokens.bos]
+    tokens = continuation(
+        model, ids, max_tokens, Sampling(temperature, top_k, top_p), seed, stop_ids(folder, model.config)
+    )
+    click.echo(text, nl=False)
+    for piece in deltas(tokens, words.decode, before=ids):
+        click.echo(piece, nl=False)
+    click.echo()

@@ -1,0 +1,164 @@
+"""The training loop: begin or go on, step, evaluate, save, tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neoxkit.config.run import RunConfig
+from neoxkit.convert.tokenizer import tokenizer_files
+from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.families import by_name
+from neoxkit.log import note
+from neoxkit.nn.init import initialise
+from neoxkit.train.engine import Engine
+from neoxkit.train.feed import Feed, check_tokens
+from neoxkit.train.hardware import choose_device, choose_precision
+from neoxkit.train.interrupt import Interrupt
+from neoxkit.train.metrics import Metrics, draw
+from neoxkit.train.objectives.lm import NextToken
+from neoxkit.train.plain import PlainEngine, TrainingError
+from neoxkit.train.resume import Past, Position, check_data, past_of, settle
+from neoxkit.train.saver import Saver, alone_in, begin_from, restore
+from neoxkit.train.schedule import rate_of
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its newest checkpoint, how far it is, and 128 + the signal that stopped it, or 0."""
+
+    checkpoint: Path
+    position: Position
+    code: int
+
+
+def train(config: RunConfig, given: Mapping[str, Any]) -> Outcome:
+    """Train, or go on training, until `steps`. `given` are the options as the user wrote them.
+
+    The same configuration and folder go on from the newest valid checkpoint. Raises NeoxkitError for
+    anything that cannot be used, before a step is made; TrainingError when the loss is lost.
+    """
+    by_name(config.model.family)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    folder = Path(config.save.folder)
+    with Interrupt() as interrupt, alone_in(folder):
+        past = past_of(folder)
+        config = decide(config, past, device)
+        if past and past.position.step >= config.steps:
+            note(f"{past.checkpoint.path} is at step {past.position.step} of {config.steps}: nothing to do")
+            return Outcome(past.checkpoint.path, past.position, 0)
+        feed = open_feed(config, past)
+        engine = PlainEngine(config, NextToken(), device)
+        saver = begin(engine, config, given, feed, past)
+        at = past.position if past else Position()
+        describe(config, engine, feed, at, device)
+        with Metrics(folder, at.step, config.steps, config.logging.every) as metrics:
+            outcome = run(engine, config, feed, saver, metrics, interrupt, at)
+        draw(folder)
+        return outcome
+
+
+def run(
+    engine: Engine,
+    config: RunConfig,
+    feed: Feed,
+    saver: Saver,
+    metrics: Metrics,
+    interrupt: Interrupt,
+    at: Position,
+) -> Outcome:
+    """Step until the end, or until a signal; evaluate and save on the way as the configuration says."""
+    while True:
+        begun, lr = time.perf_counter(), rate_of(config, at.step)
+        try:
+            report = engine.step(feed.batches(at.samples), lr)
+        except TrainingError as error:
+            raise TrainingError(f"step {at.step + 1}: {error.cause}", error.remedy) from None
+        at = Position(at.step + 1, at.samples + config.batch.size, at.tokens + report.tokens)
+        seconds = time.perf_counter() - begun
+        metrics.step({"step": at.step, **report._asdict(), "lr": lr, "seconds": round(seconds, 6)})
+        last = at.step == config.steps
+        if feed.held_out and (last or due(at.step, config.evaluation.every)):
+            metrics.evaluation({"step": at.step, **evaluate(engine, feed)})
+        stopped = interrupt.signal is not None
+        if last or stopped or due(at.step, config.save.every):
+            path = saver.save(engine, at)
+            metrics.tell(f"step {at.step}/{config.steps}  saved {path}")
+        if last or stopped:
+            return Outcome(path, at, 0 if last else interrupt.code)
+
+
+def due(step: int, every: int | None) -> bool:
+    """Whether something that happens every so many steps happens after this one."""
+    return every is not None and step % every == 0
+
+
+def evaluate(engine: Engine, feed: Feed) -> dict[str, float]:
+    """The mean loss on held-out data, and bits per byte where the text's bytes are known."""
+    nats, count = engine.evaluate(feed.held_out_batches())
+    loss = nats / max(count, 1)
+    bits = feed.bits_per_byte(loss)
+    return {"valid_loss": loss} | ({"bits_per_byte": bits} if bits is not None else {})
+
+
+def decide(config: RunConfig, past: Past | None, device: torch.device) -> RunConfig:
+    """The configuration with what is measured filled in: as it was when the run began, when it goes on."""
+    if past is None:
+        return config.model_copy(update={"precision": choose_precision(config, device)})
+    config, changes = settle(config, past)
+    note(f"going on from {past.checkpoint.path}")
+    for change in changes:
+        note(change)
+    return config
+
+
+def open_feed(config: RunConfig, past: Past | None) -> Feed:
+    """The data of a run: that which it began with, when it goes on."""
+    tokenizer = Tokenizer(config.data.tokenizer) if config.data.tokenizer else None
+    check_tokens(config, tokenizer)
+    if past is None:
+        return Feed(config)
+    left = (config.steps - past.position.step) * config.batch.size
+    feed = Feed(config, past.identity.epochs, past.position.samples + left)
+    check_data(feed.identity, past)
+    return feed
+
+
+def begin(engine: PlainEngine, config: RunConfig, given: Mapping[str, Any], feed: Feed, past: Past | None) -> Saver:
+    """Fill the engine: from the run's past, from `load`, or from the seed. Returns what saves it."""
+    lineage: list[Mapping[str, Any]] = []
+    begun, source = 0, None
+    if past:
+        restore(engine, past)
+        lineage, begun = past.lineage
+        source = past.checkpoint.tokenizer
+    elif config.load:
+        lineage, source = begin_from(engine, config)
+    else:
+        initialise(engine.model, config.model, config.init, config.seed)
+        engine.optimizer.rebuild()
+    if config.data.tokenizer:
+        files = {path.name: path for path in Tokenizer(config.data.tokenizer).files()}
+    else:
+        files = tokenizer_files(source) if source else {}
+    if not files:
+        note("no data.tokenizer is given: the checkpoints will have no tokenizer")
+    return Saver(config, given, feed.identity, files, lineage, begun)
+
+
+def describe(config: RunConfig, engine: PlainEngine, feed: Feed, at: Position, device: torch.device) -> None:
+    """Say what is about to be trained."""
+    count = sum(parameter.numel() for parameter in engine.parameters)
+    each = config.batch.size * config.sequence
+    note(
+        f"{config.model.family}: {count:,} parameters in {config.precision} on {device.type}, "
+        f"{torch.get_num_threads()} threads; {config.steps - at.step:,} steps of {each:,} tokens; "
+        f"{feed.identity.tokens:,} tokens of text"
+    )

@@ -1,0 +1,123 @@
+"""Going on where a run stopped: what the newest checkpoint holds, and whether this run may follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neoxkit.checkpoint.folder import list_checkpoints, newest
+from neoxkit.checkpoint.reader import Checkpoint
+from neoxkit.config.run import RunConfig
+from neoxkit.errors import CheckpointError, ConfigError
+from neoxkit.train.feed import Identity
+
+FIXED = ("model.", "seed", "precision")
+"""Options that a run keeps to its end: others would be another model, or other data."""
+
+UNTOLD = ("load", "init.", "data.sequence")
+"""Options that no longer matter once a run has begun, or are compared elsewhere."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is: optimiser steps, samples and tokens that it learned from."""
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Past:
+    """The checkpoint that a run goes on from."""
+
+    checkpoint: Checkpoint
+    position: Position
+    state: Mapping[str, Any]
+    resolved: Mapping[str, Any]
+
+    @property
+    def identity(self) -> Identity:
+        """The data that the run began with."""
+        return Identity(**self.state["data"])
+
+    @property
+    def lineage(self) -> tuple[list[Mapping[str, Any]], int]:
+        """The events before this stretch of training, and the step at which it began."""
+        events = list(self.checkpoint.manifest.lineage)
+        if events and events[-1].get("event") == "train":
+            return events[:-1], int(events[-1]["from_step"])
+        return events, self.position.step
+
+
+def past_of(folder: Path) -> Past | None:
+    """What a run's folder says of its past; None when nothing was saved yet.
+
+    Raises CheckpointError when there are checkpoints and none can be gone on from: a fresh start
+    would look like a resumed run.
+    """
+    if not folder.is_dir() or not list_checkpoints(folder):
+        return None
+    path = newest(folder)
+    if path is None:
+        raise CheckpointError(
+            f"{folder} has checkpoints, and none is valid", "restore a copy, or choose another save.folder"
+        )
+    checkpoint = Checkpoint.open(path)
+    state, run_yaml = checkpoint.trainer_state(), checkpoint.run_yaml
+    if state is None or run_yaml is None:
+        raise CheckpointError(
+            f"{path} holds no state of a trainer", f"choose another save.folder, and begin with load: {path}"
+        )
+    try:
+        position = Position(*(int(state[key]) for key in ("step", "samples", "tokens")))
+        past = Past(checkpoint, position, state, yaml.safe_load(run_yaml)["resolved"])
+        past.identity  # noqa: B018 (raises when it is not there)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: its trainer state cannot be read ({error!r})", "upgrade neoxkit, or begin anew with `load`"
+        ) from None
+    return past
+
+
+def settle(config: RunConfig, past: Past) -> tuple[RunConfig, list[str]]:
+    """The run that goes on from `past`, and a line for each option that changed.
+
+    Raises ConfigError for an option that a run cannot change.
+    """
+    if config.precision == "auto":
+        config = config.model_copy(update={"precision": past.resolved["precision"]})
+    changes = []
+    for key, before, now in _differences(past.resolved, config.model_dump(mode="json")):
+        if key.startswith(FIXED):
+            raise ConfigError(
+                f"{key} is {now}, and the run in {past.checkpoint.path} began with {before}",
+                f"set it back, or choose another save.folder and begin with load: {past.checkpoint.path}",
+            )
+        if not key.startswith(UNTOLD):
+            changes.append(f"{key} was {before} until step {past.position.step}, and is {now} from here on")
+    return config, changes
+
+
+def check_data(identity: Identity, past: Past) -> None:
+    """Raise ConfigError unless the data is that which the run began with, in the same order."""
+    for key, before, now in _differences(asdict(past.identity), asdict(identity)):
+        what = {"sequence": "data.sequence", "seed": "seed"}.get(key, f"data.train: the number or order of its {key}")
+        raise ConfigError(
+            f"{what} is {now}, and the run in {past.checkpoint.path} began with {before}",
+            "give it the data it began with, or begin a new run with `load`",
+        )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys at which two trees differ, with both values; null where one has no such key."""
+    for key in (*now, *(key for key in before if key not in now)):
+        ours, theirs, dotted = before.get(key), now.get(key), f"{at}{key}"
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            yield from _differences(ours, theirs, f"{dotted}.")
+        elif ours != theirs:
+            yield dotted, ours, theirs

@@ -1,0 +1,139 @@
+"""Law 8: a + b steps equals a steps, save, load anew, b steps: bit for bit, whatever happened between."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_runs as runs
+import torch
+import yaml
+
+from neoxkit.checkpoint.reader import Checkpoint
+from neoxkit.train import metrics
+from neoxkit.train.loop import train
+
+
+def start(folder: Path, family: str, name: str, **options: Any) -> Path:
+    """Train in `folder`/`name`; returns the last checkpoint."""
+    save = {"folder": str(folder / name), **options.pop("save", {})}
+    config = runs.config(family, folder, save=save, **options)
+    return train(config, config.model_dump(mode="json")).checkpoint
+
+
+def contents(checkpoint: Path) -> dict[str, torch.Tensor]:
+    with Checkpoint.open(checkpoint) as source:
+        return {name: source.read(name) for name in source.names()}
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    """Step, loss and norm of each step; the loss alone of an evaluation."""
+    return [(r["step"], r.get("loss", r.get("valid_loss")), r.get("norm", 0.0)) for r in metrics.read(folder)]
+
+
+def assert_same(first: Path, second: Path) -> None:
+    mine, theirs = contents(first), contents(second)
+    assert set(mine) == set(theirs)
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    assert losses(first.parent) == losses(second.parent)
+    states = [Checkpoint.open(path).trainer_state() for path in (first, second)]
+    assert states[0] == states[1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    runs.write_tokens(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", runs.MODELS)
+def test_resumed_is_as_if_never_stopped(folder: Path, family: str, precision: str) -> None:
+    """Accumulation of two micro-batches, clipping, warmup and decay; stopped after 3 of 7 steps, and after 5."""
+    options = {"precision": precision, "schedule": {"warmup_steps": 2, "decay_steps": 7, "decay": "linear"}}
+    whole = start(folder, family, "whole", steps=7, **options)
+    norms = [norm for _, _, norm in losses(whole.parent) if norm]
+    assert max(norms) > 0.5, "nothing was clipped"
+    for steps in (3, 5, 7):
+        epochs = {"data": {"train": str(folder / "tokens"), "valid": str(folder / "held-out")}}
+        parts = start(folder, family, "parts", steps=steps, **options, **epochs)
+    # Held-out losses are also judged where a part ended; only the last is common to both.
+    path = parts.parent / metrics.FILE
+    kept = [r for r in metrics.read(parts.parent) if "loss" in r or r["step"] == 7]
+    path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    assert_same(whole, parts)
+
+
+def test_the_state_is_needed(folder: Path) -> None:
+    """What the law guards against: with the moments lost, the same steps give other weights."""
+    whole = start(folder, "llama", "whole", steps=6)
+    middle = start(folder, "llama", "middle", steps=3)
+    again = start(folder, "llama", "again", steps=3, load=str(middle))
+    mine, theirs = contents(whole), contents(again)
+    assert not torch.equal(mine["model/embed.weight"], theirs["model/embed.weight"])
+
+
+def command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "neoxkit", "train", str(folder / "run.yaml")]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def write_run(folder: Path, name: str, **options: Any) -> None:
+    tree = runs.tree("gpt_neox", folder, save={"folder": str(folder / name), "every": 2}, **options)
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+
+
+def test_killed_runs_end_with_the_same_weights(folder: Path) -> None:
+    """SIGKILL at moments of its own choosing; the same command again goes on from the last complete save."""
+    write_run(folder, "whole", steps=30)
+    subprocess.run(command(folder), check=True, env=environment(), capture_output=True)
+    write_run(folder, "killed", steps=30)
+    killed = folder / "killed"
+    choose = random.Random(0)
+    kills = 0
+    for aim in (3, 11, 22):
+        child = subprocess.Popen(
+            command(folder), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while child.poll() is None and len(metrics.read(killed)) < aim:
+            time.sleep(0.002)
+        time.sleep(choose.random() * 0.03)
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+        child.wait()
+    assert kills >= 2
+    done = subprocess.run(command(folder), check=True, env=environment(), capture_output=True, text=True)
+    assert "going on from" in done.stderr
+    assert done.stdout.strip() == str(killed / "step-00000030")
+    assert_same(folder / "whole" / "step-00000030", killed / "step-00000030")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(folder: Path, number: signal.Signals) -> None:
+    write_run(folder, "whole", steps=400)
+    stopped = folder / "whole"
+    child = subprocess.Popen(
+        command(folder), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while child.poll() is None and len(metrics.read(stopped)) < 3:
+        time.sleep(0.005)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 128 + number
+    assert "Traceback" not in err
+    last = max(record["step"] for record in metrics.read(stopped))
+    assert 3 <= last < 400
+    assert out.strip() == str(stopped / f"step-{last:08d}")
+    assert (stopped / "latest").read_text() == f"step-{last:08d}\n"
