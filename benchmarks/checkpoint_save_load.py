@@ -2,10 +2,11 @@
 
 Save: Writer, from tensors in memory to a committed checkpoint, against one file of the same bytes,
 written and flushed. Load: every tensor read from the disk (not from the system's cache) and checked,
-against the same bytes read into memory of the same shapes without a check. The two are done in turn,
-in several rounds, and the medians compared.
+against the same bytes read into memory of the same sizes without a check. The two are done in turn,
+in an even number of rounds that swap which goes first (a disk that lends speed in bursts serves the
+first better), and the geometric mean of the rounds' ratios is what counts. Needs a quiet machine.
 
-    python benchmarks/checkpoint_save_load.py --gigabytes 1 --rounds 5
+    python benchmarks/checkpoint_save_load.py --gigabytes 1 --rounds 6
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def timed(act: Callable[[], None]) -> tuple[float, float]:
 
 
 def measure(gigabytes: float, rounds: int, tp: int, base: Path) -> dict[str, object]:
-    """Medians over rounds, and raw time / our time of each."""
+    """Median times over rounds, and the mean of raw time / our time."""
     tensors = model(gigabytes)
     size = sum(value.numel() * 2 for value in tensors.values())
     taken: dict[str, list[tuple[float, float]]] = {"raw save": [], "save": [], "raw load": [], "load": []}
@@ -141,7 +142,7 @@ def measure(gigabytes: float, rounds: int, tp: int, base: Path) -> dict[str, obj
         found[f"{name} CPU s"] = statistics.median(cpu for _, cpu in each)
     for name in ("save", "load"):
         ratios = [raw / ours for (raw, _), (ours, _) in zip(taken[f"raw {name}"], taken[name], strict=True)]
-        found[f"{name} / raw speed"] = statistics.median(ratios)
+        found[f"{name} / raw speed"] = statistics.geometric_mean(ratios)
         found[f"{name} / raw speed, each round"] = [round(ratio, 3) for ratio in ratios]
     return found
 
@@ -150,12 +151,14 @@ def main() -> None:
     """Print the figures; fail when save or load falls under 0.9 of the bare disk's speed and --check is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=1.0)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6, help="an even number")
     parser.add_argument("--tp", type=int, default=1, help="cut the checkpoint for this tensor parallel size")
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder when left out")
     parser.add_argument("--json", action="store_true", help="one JSON object, and nothing else")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a ratio is under 0.9")
     given = parser.parse_args()
+    if given.rounds < 2 or given.rounds % 2:
+        parser.error("--rounds must be even")
     with tempfile.TemporaryDirectory(dir=given.folder) as base:
         found = measure(given.gigabytes, given.rounds, given.tp, Path(base))
     if given.json:

@@ -76,3 +76,15 @@ def test_the_architecture_page_names_what_exists() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     for path in re.findall(r"`(neoxkit/[\w/.]+|tests/[\w/.]+)`", page):
         assert (ROOT / path).exists(), path
+
+
+def test_the_examples_of_the_family_page_are_the_code() -> None:
+    """Each example is found in a family file, line by line."""
+    page = (ROOT / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    files = [path.read_text(encoding="utf-8") for path in (ROOT / "neoxkit" / "families").glob("*.py")]
+    sources = ["\n".join(line.strip() for line in text.splitlines()) for text in files]
+    assert len(blocks) >= 3
+    for block in blocks:
+        wanted = "\n".join(line.strip().removesuffix(",") for line in block.splitlines())
+        assert any(wanted in source.replace(",\n", "\n") for source in sources), block

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 SIZES = {
@@ -48,6 +49,16 @@ class Tiny:
         return model.eval()
 
 
+def save(model: Any, folder: Path, shards: bool = False) -> None:
+    """Let transformers write a model; with `shards` in several files."""
+    model.save_pretrained(folder, max_shard_size="60KB" if shards else "5GB")
+
+
+def tiny(name: str) -> Tiny:
+    """The tiny model called so: "llama-gqa"."""
+    return next(each for each in TINY if str(each) == name)
+
+
 def rope(kind: str = "default", **values: Any) -> dict[str, Any]:
     """The `rope_parameters` of transformers 5."""
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **values}}
@@ -65,7 +76,8 @@ TINY = [
     Tiny("gpt_neox", "sequential", {"use_parallel_residual": False, "hidden_act": "gelu_new"}),
     Tiny("gpt_neox", "rotary", rope(rope_theta=50000.0, partial_rotary_factor=1.0)),
     Tiny("gpt_neox", "linear", rope("linear", factor=4.0, partial_rotary_factor=0.5)),
-    Tiny("gpt_neox", "unbiased", {"attention_bias": False, "layer_norm_eps": 1e-3}),
+    Tiny("gpt_neox", "llama3", rope("llama3", **LLAMA3, partial_rotary_factor=0.25)),
+    Tiny("gpt_neox", "unbiased", {"attention_bias": False, "layer_norm_eps": 1e-3, "hidden_act": "relu"}),
     Tiny("gpt_neox", "tied", {"tie_word_embeddings": True}),
     Tiny("llama", "mha"),
     Tiny("llama", "gqa", {"num_key_value_heads": 2, **rope(rope_theta=500000.0)}),
@@ -75,5 +87,6 @@ TINY = [
     Tiny("llama", "llama3", {"num_key_value_heads": 2, **rope("llama3", **LLAMA3)}),
     Tiny("llama", "linear", rope("linear", factor=2.0)),
     Tiny("mistral", "window", {"num_key_value_heads": 2, "sliding_window": 5}),
+    Tiny("mistral", "linear", {"num_key_value_heads": 3, "head_dim": 10, **rope("linear", factor=3.0, rope_theta=1e6)}),
     Tiny("mistral", "whole", {"num_key_value_heads": 6, "sliding_window": None}),
 ]

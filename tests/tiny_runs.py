@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ MODELS: dict[str, dict[str, Any]] = {
 def tree(family: str, folder: Path, **options: Any) -> dict[str, Any]:
     """The options of a tiny run whose tokens are in `folder`; keywords replace top-level options."""
     return {
-        "model": {"family": family, "depth": 2, "width": 16, "vocab": VOCAB, "context": 12, **MODELS[family]},
+        "model": {"family": family, "depth": 2, "width": 16, "vocab": VOCAB, "context": 12, **deepcopy(MODELS[family])},
         "data": {"train": str(folder / "tokens"), "valid": str(folder / "held-out")},
         "batch": {"size": 4, "micro": 2},
         "optimizer": {"lr": 0.01},
-        "schedule": {"warmup_steps": 2, "min_lr": 1e-3},
+        "schedule": {"warmup_steps": 1, "min_lr": 1e-3},
         "steps": 6,
         "clip": 0.5,
         "precision": "fp32",

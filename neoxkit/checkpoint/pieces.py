@@ -64,6 +64,9 @@ class PieceFiles:
             self._threads.shutdown()
             self._threads = None
 
+    def __del__(self) -> None:
+        self.close()
+
     def entry(self, name: str, tensor: TensorEntry, piece: PieceEntry) -> Entry:
         """Where a piece lies in its file. Raises CheckpointError when file and manifest disagree."""
         if piece.file not in self._headers:

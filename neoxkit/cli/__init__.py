@@ -21,19 +21,19 @@ from neoxkit import __version__
 from neoxkit.errors import NeoxkitError
 
 COMMANDS = {
-    "data": ("neoxkit.cli.data", "Turn text into tokens to train on."),
-    "train": ("neoxkit.cli.train", "Train a model, or go on training."),
-    "import": ("neoxkit.cli.import_", "Make a checkpoint from a Hugging Face folder."),
-    "export": ("neoxkit.cli.export", "Make a Hugging Face folder from a checkpoint."),
+    "data": ("neoxkit.cli.data", "Turn text into tokens to train on, and show what token files hold."),
+    "train": ("neoxkit.cli.train", "Train the model that FILES describe, merged in order."),
+    "import": ("neoxkit.cli.import_", "Make a checkpoint of a Hugging Face folder."),
+    "export": ("neoxkit.cli.export", "Make a Hugging Face model of a checkpoint."),
     "reshard": ("neoxkit.cli.reshard", "Cut a checkpoint for another number of devices."),
     "inspect": ("neoxkit.cli.inspect", "Show what is in a checkpoint."),
     "verify": ("neoxkit.cli.verify", "Check that a checkpoint is whole and unaltered."),
     "diff": ("neoxkit.cli.diff", "Compare the weights of two checkpoints."),
     "generate": ("neoxkit.cli.generate", "Continue a prompt."),
-    "eval": ("neoxkit.cli.eval", "Measure a model on text."),
-    "config": ("neoxkit.cli.config", "Check, show and explain a configuration."),
+    "eval": ("neoxkit.cli.eval", "Measure bits per byte and perplexity on texts."),
+    "config": ("neoxkit.cli.config", "Check, show and explain the configuration of a run."),
 }
-"""For each command the module that holds it and the line that `neoxkit --help` says about it."""
+"""For each command the module that holds it and the first line of its help, which the module has too."""
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE

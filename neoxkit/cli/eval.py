@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from neoxkit.cli import options
+from neoxkit.errors import DataError
 
 
 @click.command()
@@ -49,10 +50,12 @@ def command(
     from neoxkit.log import progress
 
     model, words, _ = options.load_model(source, tokenizer, dtype, device)
+    if words.eos is None:
+        raise DataError(f"{words.path}: no token that ends a document, to foretell a text from", "see --tokenizer")
     texts = read_texts(names, words)
     total = sum(len(ids) for ids, _ in texts)
     with progress("evaluate", total, "tokens") as bar:
-        found = perplexity(model, texts, words.eod(), progress=bar)
+        found = perplexity(model, texts, words.eos, progress=bar)
     result = {
         "bits_per_byte": found.bits_per_byte,
         "perplexity": found.per_token,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from neoxkit.cli import options
+from neoxkit.errors import DataError
 
 
 @click.command()
@@ -17,7 +19,7 @@ from neoxkit.cli import options
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=options.Finite(min=0),
     default=0.0,
     show_default=True,
     metavar="T",
@@ -33,7 +35,7 @@ from neoxkit.cli import options
 )
 @click.option(
     "--top-p",
-    type=click.FloatRange(min=0, max=1, min_open=True),
+    type=options.Finite(min=0, max=1, min_open=True),
     default=1.0,
     show_default=True,
     metavar="P",
@@ -41,7 +43,7 @@ from neoxkit.cli import options
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=2**64 - 1),
     default=0,
     show_default=True,
     metavar="N",
@@ -69,7 +71,7 @@ def command(
     """
     if prompt is None:
         raise click.UsageError("Missing option '--prompt'.", click.get_current_context())
-    text = click.get_text_stream("stdin").read() if prompt == "-" else prompt
+    text = prompt_text(prompt)
 
     from neoxkit.convert.tokenizer import stop_ids
     from neoxkit.serve.generate import continuation
@@ -87,3 +89,14 @@ def command(
     for piece in deltas(tokens, words.decode, before=ids):
         click.echo(piece, nl=False)
     click.echo()
+
+
+def prompt_text(prompt: str) -> str:
+    """The prompt, read from standard input when it is "-". Raises DataError when it is not UTF-8."""
+    try:
+        if prompt == "-":
+            return sys.stdin.buffer.read().decode("utf-8")
+        prompt.encode("utf-8")  # bytes of an argument that are no text come as lone surrogates
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise DataError(f"the prompt is not UTF-8 ({error.reason} at {error.start})", "give text in UTF-8") from None
+    return prompt

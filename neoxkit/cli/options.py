@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,17 @@ DTYPES = ("fp32", "bf16", "fp16")
 
 SAFETENSORS_DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """The same, as safetensors and a manifest spell them."""
+
+
+class Finite(click.FloatRange):
+    """A number in a range; `nan` and `inf`, which no range keeps out, are refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 def tp(default: int | None = 1) -> Decorator[Any]:

@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ class Tree:
         self._merge(self.values, other.values, (), other)
 
     def _merge(self, ours: dict[str, Any], theirs: Mapping[str, Any], at: Key, other: Tree) -> None:
-        self.origins[at] = other.origins[at]
+        if at or () not in self.origins:  # what the top level lacks is told of the first file
+            self.origins[at] = other.origins[at]
         for name, value in theirs.items():
             key, old = (*at, name), ours.get(name)
             if (
@@ -81,7 +83,7 @@ class Tree:
                 continue
             for stale in [k for k in self.origins if k[: len(key)] == key]:
                 del self.origins[stale]
-            ours[name] = value
+            ours[name] = deepcopy(value)
             self.origins.update({k: v for k, v in other.origins.items() if k[: len(key)] == key})
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neoxkit.checkpoint.dtypes import TORCH
 from neoxkit.checkpoint.format import BLOCK_BYTES, ITEM_BYTES, MODEL
 from neoxkit.config.model import ModelConfig
 from neoxkit.convert.weight_files import WeightFiles
@@ -24,6 +23,9 @@ from neoxkit.families.spelling import read_config, unknown_keys
 from neoxkit.log import warn
 from neoxkit.nn.decoder import specs
 from neoxkit.spec import Box, TensorSpec, rows, whole
+
+WEIGHTS = frozenset({"F16", "BF16", "F32", "F64"})
+"""Dtypes of weights as they are; in another they are quantised, and mean nothing without their scales."""
 
 
 class HuggingFaceSource:
@@ -40,7 +42,7 @@ class HuggingFaceSource:
             theirs: Any = json.loads(where.read_text(encoding="utf-8"))
         except OSError as error:
             raise CheckpointError(f"{where}: {error.strerror}", "choose a model's folder") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{where}: not valid JSON ({error})", "fetch it again") from error
         if not isinstance(theirs, dict):
             raise CheckpointError(f"{where}: not a JSON object", "fetch it again")
@@ -52,7 +54,7 @@ class HuggingFaceSource:
         if unknown := unknown_keys(self.family, theirs):
             warn(f"{where}: keys that neoxkit does not know are passed over: {', '.join(unknown)}")
         self.files = WeightFiles(folder)
-        self._specs = {MODEL + name: spec for name, spec in specs(self.config).items()}
+        self._specs = self._declared(where)
         self._rules = {MODEL + name: rule for rule in expand(self.family, self.config) for name in rule.ours}
         self._last: tuple[Rule, dict[str, Tensor]] | None = None
         self._check_tensors()
@@ -104,6 +106,16 @@ class HuggingFaceSource:
         self._last = None
         self.files.close()
 
+    def _declared(self, where: Path) -> dict[str, TensorSpec]:
+        """The tensors of the model. Sizes beyond all reason are refused before a model of them is built."""
+        sizes = self.config.width, self.config.vocab, self.config.mlp.hidden, self.config.mixer.heads
+        if self.config.depth > len(self.files.places) or max(*sizes, self.config.mixer.head_dim) >= 2**31:
+            raise ConversionError(
+                f"{where}: {self.config.depth} layers of width {self.config.width}; the weights are no such model",
+                "is config.json the one that belongs to these weights?",
+            )
+        return {MODEL + name: spec for name, spec in specs(self.config).items()}
+
     def _check_tensors(self) -> None:
         """Every rule's tensors are there, in the shape that the configuration asks for, and nothing else is."""
         places = self.files.places
@@ -128,9 +140,10 @@ class HuggingFaceSource:
             )
         for rule in self._rules.values():
             dtypes = {places[key].dtype for key in rule.theirs}
-            if len(dtypes) > 1 or not TORCH[min(dtypes)].is_floating_point:
+            if not dtypes <= WEIGHTS or len(dtypes) > 1:
                 raise ConversionError(
-                    f"{self.folder}: {', '.join(rule.theirs)} is {', '.join(sorted(dtypes))}", "unsupported"
+                    f"{self.folder}: {', '.join(rule.theirs)} is {', '.join(sorted(dtypes))}",
+                    f"weights must be one of {', '.join(sorted(WEIGHTS))}",
                 )
 
     def _shapes(self, rule: Rule) -> list[tuple[str, tuple[int, ...]]]:
@@ -146,7 +159,8 @@ class HuggingFaceSource:
         heads = {name for rule in untied if rule.ours == ("head.weight",) for name in rule.theirs}
         if key not in heads:
             return False
-        if not torch.equal(self.files.read(key), self.read(MODEL + "embed.weight")):
+        head, embed = self.files.read(key), self.read(MODEL + "embed.weight")
+        if head.dtype != embed.dtype or not torch.equal(head, embed):
             raise ConversionError(
                 f"{self.folder}: config.json ties the head to the embedding, but {key!r} differs from it",
                 "set tie_word_embeddings to false",

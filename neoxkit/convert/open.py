@@ -1,13 +1,16 @@
-"""What kind of folder is this? The source that reads it."""
+"""What kind of folder is this? The source that reads it. Opening a checkpoint imports no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neoxkit.checkpoint.folder import describe
 from neoxkit.checkpoint.reader import Checkpoint
-from neoxkit.convert.hf_source import HuggingFaceSource
 from neoxkit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from neoxkit.convert.hf_source import HuggingFaceSource
 
 
 def open_foreign(path: Path) -> HuggingFaceSource:
@@ -21,11 +24,18 @@ def open_foreign(path: Path) -> HuggingFaceSource:
         if cause.startswith("not a checkpoint"):
             cause, remedy = "no config.json: not a Hugging Face model", "choose a model's folder"
         raise CheckpointError(f"{path}: {cause}", remedy)
+    from neoxkit.convert.hf_source import HuggingFaceSource
+
     return HuggingFaceSource(path)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a folder holds a model that another program wrote."""
+    return (path / "config.json").is_file() and not (path / "manifest.json").is_file()
 
 
 def open_any(path: Path) -> Checkpoint | HuggingFaceSource:
     """A neoxkit checkpoint, a run's folder (its newest checkpoint), or a model that another program wrote."""
-    if (path / "config.json").is_file() and not (path / "manifest.json").is_file():
+    if is_foreign(path):
         return open_foreign(path)
     return Checkpoint.open(path)

@@ -9,6 +9,7 @@ from typing import Any
 from neoxkit.config.model import ModelConfig
 from neoxkit.data.tokenizer import FILE, Tokenizer
 from neoxkit.errors import CheckpointError, ConversionError
+from neoxkit.families.huggingface import read_ids
 from neoxkit.families.schema import Family
 
 CONFIG = "tokenizer_config.json"
@@ -56,8 +57,10 @@ def stop_ids(folder: Path | None, config: ModelConfig) -> set[int]:
     ids = set(config.tokens.eos)
     path = folder / GENERATION if folder is not None else None
     if path is not None and path.is_file():
-        named = _json(path).get("eos_token_id")
-        ids.update([named] if isinstance(named, int) else named or [])
+        try:
+            ids.update(read_ids(_json(path).get("eos_token_id")))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: eos_token_id: {error}", "correct the file") from None
     return ids
 
 

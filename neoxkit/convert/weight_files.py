@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,7 +64,13 @@ class WeightFiles:
         for name in SINGLE:
             index = self.folder / f"{name}.index.json"
             if index.is_file():
-                yield from self._indexed(index)
+                by_file = self._indexed(index)
+                if name not in by_file and (self.folder / name).is_file():
+                    raise CheckpointError(
+                        f"{self.folder}: both {name} and {index.name}, two models",
+                        "remove the one that does not belong",
+                    )
+                yield from ((self.folder / file, keys) for file, keys in sorted(by_file.items()))
                 return
             if (self.folder / name).is_file():
                 yield self.folder / name, None
@@ -72,20 +80,19 @@ class WeightFiles:
             "choose a model's folder",
         )
 
-    def _indexed(self, index: Path) -> Iterator[tuple[Path, list[str]]]:
+    def _indexed(self, index: Path) -> dict[str, list[str]]:
+        """The keys of each file that an index names."""
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             by_file: dict[str, list[str]] = {}
             for key, name in weight_map.items():
                 by_file.setdefault(name, []).append(key)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{index}: not an index of weights ({error})", "fetch it again") from error
-        for name, keys in sorted(by_file.items()):
-            if os.path.basename(name) != name or name in ("", ".", ".."):
-                raise CheckpointError(
-                    f"{index}: the file name {name!r} leads out of the folder", "do not trust this model"
-                )
-            yield self.folder / name, keys
+        for name in by_file:
+            if not isinstance(name, str) or os.path.basename(name) != name or "\0" in name or name in ("", ".", ".."):
+                raise CheckpointError(f"{index}: {name!r} names no file in the folder", "do not trust this model")
+        return by_file
 
     def _places(self, file: Path) -> Iterator[tuple[str, Place]]:
         if file.suffix == ".safetensors":
@@ -100,19 +107,8 @@ class WeightFiles:
     def _pickle(self, file: Path) -> Mapping[str, Tensor]:
         """The tensors of a `.bin`, mapped and not read; a pickle that asks for code is refused."""
         if file not in self._pickles:
-            try:
-                loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except FileNotFoundError as error:
-                raise CheckpointError(f"{file}: no such file", "fetch it again") from error
-            except pickle.UnpicklingError as error:
-                first = str(error).strip().splitlines()
-                asked = next((line.strip() for line in first if "GLOBAL" in line), first[0])
-                raise CheckpointError(f"{file}: refused: {asked}", "do not trust this file") from error
-            except (RuntimeError, EOFError, ValueError) as error:
-                if "mmap" not in str(error):
-                    raise CheckpointError(f"{file}: not a file of torch tensors ({error})", "fetch it again") from error
-                loaded = torch.load(file, map_location="cpu", weights_only=True)  # before torch 1.6: no zip, no mmap
-            if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+            loaded = _load_pickle(file)
+            if not isinstance(loaded, dict) or not all(map(_is_named_tensor, loaded.items())):
                 raise CheckpointError(f"{file}: not a mapping of names to tensors", "choose a model's weights")
             self._pickles[file] = loaded
         return self._pickles[file]
@@ -132,7 +128,8 @@ class WeightFiles:
         place = self.places[key]
         if place.entry is None:
             value = self._pickle(place.file)[key]
-            return (value if rows is None else value[rows[0] : rows[1]]).clone(memory_format=torch.contiguous_format)
+            part = value.detach() if rows is None else value.detach()[rows[0] : rows[1]]
+            return part.clone(memory_format=torch.contiguous_format)
         shape, first = place.shape, place.entry.first
         if rows is not None:
             row = (place.entry.last - first) // shape[0]
@@ -142,7 +139,7 @@ class WeightFiles:
             self._open[place.file] = os.open(place.file, os.O_RDONLY)
         done = 0
         while done < len(octets):
-            count = os.preadv(self._open[place.file], [memoryview(octets)[done:]], first + done)
+            count = os.preadv(self._open[place.file], [octets[done:].data], first + done)
             if count == 0:
                 raise CheckpointError(f"{place.file}: ends inside tensor {key!r}", "fetch the file again")
             done += count
@@ -154,3 +151,34 @@ class WeightFiles:
             os.close(fd)
         self._open.clear()
         self._pickles.clear()
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+
+
+def _load_pickle(file: Path) -> Any:
+    """What a `.bin` holds, by torch's reader which builds tensors and plain containers and runs nothing else.
+
+    Raises CheckpointError, naming what the file asks for, when it asks for more.
+    """
+    damaged = "not a file of torch tensors, or damaged"
+    try:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(file, map_location="cpu", weights_only=True)  # before torch 1.6: no zip, no mmap
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror}", "fetch it again") from error
+    except pickle.UnpicklingError as error:
+        if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(f"{file}: asks to run {asked[1]}: refused", "do not trust this file") from error
+        raise CheckpointError(f"{file}: {damaged}", "fetch it again") from error
+    except _DAMAGE as error:
+        raise CheckpointError(f"{file}: {damaged}", "fetch it again") from error
+
+
+_DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, struct.error)
+"""What torch's reader has been seen to raise for bytes that are no pickle of tensors."""

@@ -22,15 +22,16 @@ def by_name(name: str) -> Family:
 
 
 def recognise(theirs: Mapping[str, Any], where: str = "config.json") -> Family:
-    """The family of a Hugging Face configuration, by `architectures`, or else by `model_type`.
+    """The family of a Hugging Face configuration: by `architectures`, or by `model_type` where it has none.
 
     Raises ConversionError for an architecture that neoxkit does not know.
     """
-    architectures = theirs.get("architectures") or []
-    model_type = theirs.get("model_type")
+    architectures, model_type = theirs.get("architectures") or [], theirs.get("model_type")
+    if not isinstance(architectures, list) or not all(isinstance(each, str) for each in architectures):
+        raise ConversionError(f"{where}: architectures is {architectures!r}, not a list of names", "correct the file")
     for family in FAMILIES.values():
         if family.architecture in architectures or (not architectures and family.model_type == model_type):
             return family
-    named = ", ".join(architectures) or model_type or "nothing"
+    named = ", ".join(architectures) or str(model_type or "nothing")
     known = ", ".join(family.architecture for family in FAMILIES.values())
     raise ConversionError(f"{where} describes {named}, which is no family neoxkit knows", f"it knows {known}")

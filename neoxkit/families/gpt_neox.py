@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from neoxkit.config.model import ModelConfig
-from neoxkit.families.huggingface import PASSIVE, SCALING, SIZES, read_activation, token_fields, write_activation
+from neoxkit.families.huggingface import (
+    PASSIVE,
+    SCALING,
+    SIZES,
+    read_activation,
+    read_flag,
+    read_number,
+    token_fields,
+    write_activation,
+)
 from neoxkit.families.layout import PerHead
 from neoxkit.families.schema import Family, Field, Rule
 
@@ -37,12 +46,12 @@ GPT_NEOX = Family(
         *SIZES,
         *SCALING,
         *token_fields(bos=0, eos=2),
-        Field("norm.eps", ("layer_norm_eps",), default=1e-5),
+        Field("norm.eps", ("layer_norm_eps",), default=1e-5, read=read_number),
         Field(
             "residual",
             ("use_parallel_residual",),
             default="parallel",
-            read=lambda parallel: "parallel" if parallel else "sequential",
+            read=lambda parallel: "parallel" if read_flag(parallel) else "sequential",
             write=lambda residual: residual == "parallel",
         ),
         Field(
@@ -50,14 +59,14 @@ GPT_NEOX = Family(
             ("rotary_emb_base", "rope_parameters.rope_theta"),
             ("rope_theta",),
             default=10000.0,
-            read=float,
+            read=read_number,
         ),
         Field(
             "position.fraction",
             ("rotary_pct", "rope_parameters.partial_rotary_factor"),
             ("partial_rotary_factor",),
             default=0.25,
-            read=float,
+            read=read_number,
         ),
         Field("mixer.kv_heads", ("num_attention_heads",)),
         Field("mixer.bias", ("attention_bias",), default=True),
@@ -72,7 +81,7 @@ GPT_NEOX = Family(
         "mixer.kind": "attention",
         "mixer.window": None,
         "mixer.qk_norm": False,
-        "mixer.head_dim": lambda c: c.width // c.mixer.heads,
+        "mixer.head_dim": lambda c: c.width / c.mixer.heads,  # not //: the heads must fill the width exactly
         "mlp.gated": False,
         "mlp.bias": True,
     },

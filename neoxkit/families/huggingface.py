@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from neoxkit.families.schema import Field
@@ -10,9 +12,11 @@ PASSIVE = frozenset(
     {
         "architectures",
         "attention_dropout",
+        "attention_probs_dropout_prob",
         "classifier_dropout",
         "dtype",
         "hidden_dropout",
+        "hidden_dropout_prob",
         "initializer_range",
         "is_decoder",
         "model_type",
@@ -36,9 +40,29 @@ ACTIVATIONS = {
 """Theirs to ours; several of theirs are one function. The first that maps to ours is the one written."""
 
 
-def read_activation(theirs: str) -> str:
+def read_number(theirs: Any) -> float:
+    """A finite number. Raises ValueError for anything else: a text, true, NaN."""
+    if isinstance(theirs, bool) or not isinstance(theirs, int | float) or not isfinite(theirs):
+        raise ValueError("a number is wanted")
+    return float(theirs)
+
+
+def read_flag(theirs: Any) -> bool:
+    """True or false. Raises ValueError for anything else: the text "false" would count as true."""
+    if not isinstance(theirs, bool):
+        raise ValueError("true or false is wanted")
+    return theirs
+
+
+def width_over_heads(theirs: Mapping[str, Any]) -> int | None:
+    """The head_dim of a configuration that does not state it; None where width or heads are no sizes."""
+    width, heads = theirs.get("hidden_size"), theirs.get("num_attention_heads")
+    return width // heads if type(width) is int and type(heads) is int and heads > 0 else None
+
+
+def read_activation(theirs: Any) -> str:
     """Our name of an activation. Raises ValueError for one that neoxkit does not have."""
-    if theirs not in ACTIVATIONS:
+    if not isinstance(theirs, str) or theirs not in ACTIVATIONS:
         raise ValueError(f"neoxkit has {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[theirs]
 
@@ -48,24 +72,49 @@ def write_activation(ours: str) -> str:
     return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
 
 
-def read_scaling(theirs: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Our Scaling node from `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
+ROPE_KEYS = frozenset(
+    {
+        "rope_type",
+        "type",
+        "rope_theta",
+        "partial_rotary_factor",
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    }
+)
+"""What `rope_scaling` and `rope_parameters` may hold; another key is another way of scaling."""
+
+
+def read_scaling(theirs: Any) -> dict[str, Any] | None:
+    """Our Scaling node from `rope_scaling` (transformers 4) or `rope_parameters` (5).
+
+    Raises ValueError for a kind that neoxkit does not have, KeyError for a value that the kind lacks.
+    """
     if theirs is None:
         return None
-    kind = theirs.get("rope_type", theirs.get("type", "default"))
+    if not isinstance(theirs, Mapping):
+        raise ValueError("an object is wanted")
+    stated = [theirs[key] for key in ("rope_type", "type") if theirs.get(key) is not None]
+    kind = stated[0] if stated else "default"
+    if stated[1:] not in ([], [kind]):
+        raise ValueError(f"rope_type and type disagree: {kind!r} and {stated[1]!r}")
+    if kind not in ("default", "linear", "llama3"):
+        raise ValueError(f"rotary scaling {kind!r} is none of default, linear, llama3")
+    if unknown := sorted(key for key, value in theirs.items() if key not in ROPE_KEYS and value is not None):
+        raise ValueError(f"neoxkit does not know {', '.join(unknown)}")
     if kind == "default":
         return None
     if kind == "linear":
-        return {"kind": "linear", "factor": float(theirs["factor"])}
-    if kind == "llama3":
-        return {
-            "kind": "llama3",
-            "factor": float(theirs["factor"]),
-            "low_freq_factor": float(theirs["low_freq_factor"]),
-            "high_freq_factor": float(theirs["high_freq_factor"]),
-            "original_context": int(theirs["original_max_position_embeddings"]),
-        }
-    raise ValueError(f"rotary scaling {kind!r} is none of default, linear, llama3")
+        return {"kind": "linear", "factor": read_number(theirs["factor"])}
+    return {
+        "kind": "llama3",
+        "factor": read_number(theirs["factor"]),
+        "low_freq_factor": read_number(theirs["low_freq_factor"]),
+        "high_freq_factor": read_number(theirs["high_freq_factor"]),
+        "original_context": theirs["original_max_position_embeddings"],
+    }
 
 
 def _scaling_values(ours: dict[str, Any]) -> dict[str, Any]:
@@ -93,11 +142,12 @@ def write_rope_parameters(ours: dict[str, Any] | None) -> dict[str, Any]:
     return {"rope_type": ours["kind"], **_scaling_values(ours)}
 
 
-def read_ids(theirs: int | list[int] | None) -> list[int]:
-    """Token ids from one id, a list or null."""
-    if theirs is None:
-        return []
-    return [theirs] if isinstance(theirs, int) else [int(token) for token in theirs]
+def read_ids(theirs: Any) -> tuple[int, ...]:
+    """Token ids from one id, a list or null. Raises ValueError for anything else."""
+    ids = [] if theirs is None else theirs if isinstance(theirs, list) else [theirs]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise ValueError("a token id, or a list of them, is wanted")
+    return tuple(ids)
 
 
 def write_ids(ours: list[int]) -> int | list[int] | None:
@@ -105,16 +155,16 @@ def write_ids(ours: list[int]) -> int | list[int] | None:
     return None if not ours else ours[0] if len(ours) == 1 else list(ours)
 
 
-def read_pad(theirs: int | None) -> int | None:
+def read_pad(theirs: Any) -> Any:
     """Early Llama files say -1 where they have no padding token."""
-    return None if theirs is None or theirs < 0 else theirs
+    return None if theirs == -1 else theirs
 
 
 def token_fields(bos: int, eos: int) -> tuple[Field, ...]:
     """Special tokens, with the ids that the family's configuration class assumes when they are absent."""
     return (
         Field("tokens.bos", ("bos_token_id",), default=bos, nullable=True),
-        Field("tokens.eos", ("eos_token_id",), default=[eos], read=read_ids, write=write_ids, nullable=True),
+        Field("tokens.eos", ("eos_token_id",), default=(eos,), read=read_ids, write=write_ids, nullable=True),
         Field("tokens.pad", ("pad_token_id",), default=None, read=read_pad, nullable=True),
     )
 

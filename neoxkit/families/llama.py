@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from neoxkit.config.model import ModelConfig
-from neoxkit.families.huggingface import PASSIVE, SCALING, SIZES, read_activation, token_fields, write_activation
+from neoxkit.families.huggingface import (
+    PASSIVE,
+    SCALING,
+    SIZES,
+    read_activation,
+    read_number,
+    token_fields,
+    width_over_heads,
+    write_activation,
+)
 from neoxkit.families.schema import Family, Field, Rule
 
 
@@ -30,18 +39,16 @@ DENSE = (
     *SIZES,
     *SCALING,
     *token_fields(bos=1, eos=2),
-    Field("norm.eps", ("rms_norm_eps",), default=1e-6),
-    Field("position.base", ("rope_theta", "rope_parameters.rope_theta"), default=10000.0, read=float),
+    Field("norm.eps", ("rms_norm_eps",), default=1e-6, read=read_number),
+    Field("position.base", ("rope_theta", "rope_parameters.rope_theta"), default=10000.0, read=read_number),
     Field(
         "position.fraction",
         (),
         ("partial_rotary_factor", "rope_parameters.partial_rotary_factor"),
         default=1.0,
-        read=float,
+        read=read_number,
     ),
-    Field(
-        "mixer.head_dim", ("head_dim",), default=lambda theirs: theirs["hidden_size"] // theirs["num_attention_heads"]
-    ),
+    Field("mixer.head_dim", ("head_dim",), default=width_over_heads),
     Field("mlp.activation", ("hidden_act",), default="silu", read=read_activation, write=write_activation),
 )
 """The fields that Mistral shares."""
@@ -63,13 +70,18 @@ LLAMA = Family(
     model_type="llama",
     fields=(
         *DENSE,
-        Field("mixer.kv_heads", ("num_key_value_heads",), default=lambda theirs: theirs["num_attention_heads"]),
+        Field("mixer.kv_heads", ("num_key_value_heads",), default=lambda theirs: theirs.get("num_attention_heads")),
         Field("mixer.bias", ("attention_bias",), default=False),
         Field("mixer.out_bias", ("attention_bias",), default=False),
         Field("mlp.bias", ("mlp_bias",), default=False),
     ),
     rules=rules,
-    implies={**IMPLIES, "mixer.window": None},
+    implies={
+        **IMPLIES,
+        "mixer.window": None,
+        # transformers 5 refuses a Llama whose heads do not divide its width, even where head_dim is stated.
+        "width": lambda c: c.width - c.width % c.mixer.heads,
+    },
     passive=PASSIVE,
     buffers=(r"\.rotary_emb\.inv_freq$",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,13 +61,25 @@ def read_config(family: Family, theirs: Mapping[str, Any], where: str = "config.
             )
         place(ours, path, value)
     try:
-        return ModelConfig.model_validate(ours)
+        return ModelConfig.model_validate(ours, strict=True)  # strict: "48" and true are no sizes
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
+        first = error.errors(include_url=False)[0]
+        path = _path(ours, first["loc"])
         keys = [key for field in family.fields if path.startswith(field.ours) for key in field.theirs]
-        named = f" (from {', '.join(keys)})" if keys else ""
-        raise ConversionError(f"{where}: {path or 'model'}{named}: {first['msg']}", "correct the file") from None
+        named = f" (from {', '.join(dict.fromkeys(keys))})" if keys else ""
+        why = first["msg"].removeprefix("Value error, ")
+        raise ConversionError(f"{where}: {path or 'model'}{named}: {why}", "correct the file") from None
+
+
+def _path(tree: Any, loc: tuple[str | int, ...]) -> str:
+    """pydantic's place of an error as a dotted path, without the kind that it adds below a node which has kinds."""
+    kept = []
+    for part in loc:
+        if isinstance(tree, Mapping) and tree.get("kind") == part:
+            continue
+        kept.append(str(part))
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return ".".join(kept)
 
 
 def _read_field(fields: list[Field], theirs: Mapping[str, Any], where: str) -> Any:
@@ -103,17 +116,16 @@ def unfit(family: Family, config: ModelConfig) -> list[str]:
         given = lookup(ours, path)
         if given is not ABSENT and given != wanted:
             reasons.append(f"{path} is {_spelled(given)}, {family.name} has {_spelled(wanted)}")
-    if not reasons:
-        written: dict[str, tuple[str, Any]] = {}
-        for field in family.fields:
-            given = lookup(ours, field.ours)
-            for path in field.theirs:
-                other, before = written.setdefault(path, (field.ours, given))
-                if other != field.ours and before != given:
-                    reasons.append(
-                        f"{other} is {_spelled(before)} and {field.ours} is {_spelled(given)}, "
-                        f"{family.name} has one {path} for both"
-                    )
+    written: dict[str, tuple[str, Any]] = {}
+    for field in family.fields:
+        given = lookup(ours, field.ours)
+        for path in field.theirs:
+            other, before = written.setdefault(path, (field.ours, given))
+            if other != field.ours and before != given:
+                reasons.append(
+                    f"{other} is {_spelled(before)} and {field.ours} is {_spelled(given)}, "
+                    f"{family.name} has one {path} for both"
+                )
     return reasons
 
 
@@ -140,4 +152,6 @@ def unknown_keys(family: Family, theirs: Mapping[str, Any]) -> list[str]:
 
 
 def _spelled(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -26,13 +26,14 @@ class _SlicedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def, override]
         tokens, vocab = len(hidden), len(weight)
+        assert tokens, "a loss of no tokens has no gradient"
         needs = any(ctx.needs_input_grad[:2])
         size = max(1, min(tokens, SLICE_ELEMENTS // vocab))
         product = hidden.new_empty(size, vocab)
         chance = product.new_empty(size, vocab, dtype=torch.float32)
         total = chance.new_zeros(())
         hidden_grad = torch.empty_like(hidden) if needs else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs else None
+        weight_grad = torch.empty_like(weight, dtype=torch.float32) if needs else None
         for first in range(0, tokens, size):
             rows = slice(first, min(first + size, tokens))
             count = rows.stop - first
@@ -51,9 +52,10 @@ class _SlicedCrossEntropy(torch.autograd.Function):
             grad = p if logits.dtype == p.dtype else logits.copy_(p)
             torch.mm(grad, weight, out=hidden_grad[rows])
             if grad.dtype == torch.float32:
-                weight_grad.addmm_(grad.t(), hidden[rows])
+                weight_grad.addmm_(grad.t(), hidden[rows], beta=min(first, 1))  # beta 0 overwrites
             else:
-                weight_grad += torch.mm(grad.t(), hidden[rows])
+                part = torch.mm(grad.t(), hidden[rows])
+                weight_grad.copy_(part) if first == 0 else weight_grad.add_(part)
         if weight_grad is not None:
             ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
         return total

@@ -12,14 +12,13 @@ from neoxkit.nn.state import State
 from neoxkit.serve.sampler import Sampling, sample
 
 
-@torch.inference_mode()
 def continuation(
     model: Decoder, prompt: Sequence[int], most: int, sampling: Sampling, seed: int, stop: Collection[int] = ()
 ) -> Iterator[int]:
     """At most `most` token ids that follow `prompt`; a token in `stop` ends it and is not given.
 
-    The same model, prompt and seed give the same tokens. Raises NeoxkitError when the prompt is
-    empty, or longer than the model's context; stops where the context is full.
+    The same model, prompt and seed give the same tokens. Raises NeoxkitError, at once, when the prompt
+    is empty, or longer than the model's context; stops where the context is full.
     """
     config = model.config
     if not prompt:
@@ -33,7 +32,15 @@ def continuation(
         raise NeoxkitError(
             f"the prompt is {len(prompt)} tokens long, the model's context {config.context}", "shorten the prompt"
         )
-    weight = model.embed.weight
+    return _tokens(model, prompt, most, sampling, seed, stop)
+
+
+@torch.inference_mode()
+def _tokens(
+    model: Decoder, prompt: Sequence[int], most: int, sampling: Sampling, seed: int, stop: Collection[int]
+) -> Iterator[int]:
+    """What `continuation` gives, of a prompt that was checked."""
+    config, weight = model.config, model.embed.weight
     capacity = min(config.context, len(prompt) + most)
     state = State(config, 1, capacity, weight.dtype, weight.device)
     generator = torch.Generator().manual_seed(seed)

@@ -16,13 +16,14 @@ from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.families import by_name
 from neoxkit.log import note
 from neoxkit.nn.init import initialise
+from neoxkit.parallel.device import choose_device
 from neoxkit.train.engine import Engine
 from neoxkit.train.feed import Feed, check_tokens
-from neoxkit.train.hardware import choose_device, choose_precision
 from neoxkit.train.interrupt import Interrupt
 from neoxkit.train.metrics import Metrics, draw
 from neoxkit.train.objectives.lm import NextToken
 from neoxkit.train.plain import PlainEngine, TrainingError
+from neoxkit.train.precision import choose_precision
 from neoxkit.train.resume import Past, Position, check_data, past_of, settle
 from neoxkit.train.saver import Saver, alone_in, begin_from, restore
 from neoxkit.train.schedule import rate_of

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from neoxkit.log import console, note
 
@@ -35,7 +35,7 @@ class Metrics:
     def __init__(self, folder: Path, begun: int, steps: int, every: int) -> None:
         self.folder, self.steps, self.every = folder, steps, every
         self._drop_after(begun)
-        self._file = (folder / FILE).open("a", encoding="utf-8", buffering=1)
+        self._file: TextIO | None = None  # opened with the first record: a run refused leaves nothing
         self._pace = 0.0  # seconds a step, smoothed
         self._live = Live(begun, steps) if sys.stderr.isatty() else None
 
@@ -47,7 +47,8 @@ class Metrics:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._live:
             self._live.__exit__(kind, error, at)
-        self._file.close()
+        if self._file:
+            self._file.close()
 
     def _drop_after(self, step: int) -> None:
         path = self.folder / FILE
@@ -60,6 +61,8 @@ class Metrics:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record to the file."""
+        if self._file is None:
+            self._file = (self.folder / FILE).open("a", encoding="utf-8", buffering=1)
         self._file.write(json.dumps(record) + "\n")
 
     def step(self, record: Mapping[str, Any]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from neoxkit.checkpoint.format import ITEM_BYTES
 from neoxkit.config.run import RunConfig
 from neoxkit.nn.decoder import specs
+from neoxkit.parallel.device import choose_device
 from neoxkit.spec import volume, whole
-from neoxkit.train.hardware import choose_device
 from neoxkit.train.loop import decide, open_feed
 from neoxkit.train.resume import Position, past_of
 

@@ -81,12 +81,14 @@ class Saver:
                 writer.write(each.name, each.box, each.value, each.run)
             writer.commit()
         publish(self.folder, self.path(at.step))
-        self._retire()
+        self._retire(self.path(at.step))
         return self.path(at.step)
 
-    def _retire(self) -> None:
-        most = self.config.save.keep_last
-        for old in list_checkpoints(self.folder)[: -most if most else 0]:
+    def _retire(self, newest: Path) -> None:
+        """Delete what `keep_last` does not keep. A later one can only be damaged, and counts for nothing."""
+        saved = list_checkpoints(self.folder)
+        saved = saved[: saved.index(newest) + 1]
+        for old in saved[: -self.config.save.keep_last] if self.config.save.keep_last else ():
             delete(old)
 
 

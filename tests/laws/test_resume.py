@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import pytest
 import tiny_runs as runs
 import torch
 import yaml
+from click.testing import CliRunner
 
 from neoxkit.checkpoint.reader import Checkpoint
-from neoxkit.train import metrics
+from neoxkit.cli.train import command
+from neoxkit.train import loop, metrics
 from neoxkit.train.loop import train
 
 
@@ -46,6 +49,12 @@ def assert_same(first: Path, second: Path) -> None:
     assert losses(first.parent) == losses(second.parent)
     states = [Checkpoint.open(path).trainer_state() for path in (first, second)]
     assert states[0] == states[1]
+
+
+@pytest.fixture(autouse=True)
+def no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than these runs do."""
+    monkeypatch.setattr(loop, "draw", lambda folder: None)
 
 
 @pytest.fixture
@@ -81,59 +90,53 @@ def test_the_state_is_needed(folder: Path) -> None:
     assert not torch.equal(mine["model/embed.weight"], theirs["model/embed.weight"])
 
 
-def command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "neoxkit", "train", str(folder / "run.yaml")]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def write_run(folder: Path, name: str, **options: Any) -> None:
-    tree = runs.tree("gpt_neox", folder, save={"folder": str(folder / name), "every": 2}, **options)
-    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+def write_run(folder: Path, name: str, **options: Any) -> Path:
+    """The file of a run in `folder`/`name` that saves every two steps."""
+    path = folder / f"{name}.yaml"
+    save = {"folder": str(folder / name), "every": 2}
+    path.write_text(yaml.safe_dump(runs.tree("gpt_neox", folder, save=save, **options)))
+    return path
 
 
 def test_killed_runs_end_with_the_same_weights(folder: Path) -> None:
     """SIGKILL at moments of its own choosing; the same command again goes on from the last complete save."""
-    write_run(folder, "whole", steps=30)
-    subprocess.run(command(folder), check=True, env=environment(), capture_output=True)
-    write_run(folder, "killed", steps=30)
-    killed = folder / "killed"
+    whole = CliRunner().invoke(command, [str(write_run(folder, "whole", steps=16))])
+    file, killed = write_run(folder, "killed", steps=16), folder / "killed"
     choose = random.Random(0)
-    kills = 0
-    for aim in (3, 11, 22):
+    for aim in (3, 9):
         child = subprocess.Popen(
-            command(folder), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "neoxkit", "train", str(file)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while child.poll() is None and len(metrics.read(killed)) < aim:
-            time.sleep(0.002)
-        time.sleep(choose.random() * 0.03)
-        if child.poll() is None:
-            child.send_signal(signal.SIGKILL)
-            kills += 1
-        child.wait()
-    assert kills >= 2
-    done = subprocess.run(command(folder), check=True, env=environment(), capture_output=True, text=True)
+            time.sleep(0.001)
+        time.sleep(choose.random() * 0.01)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        assert not (killed / "step-00000016").exists()
+    done = CliRunner().invoke(command, [str(file)])
     assert "going on from" in done.stderr
-    assert done.stdout.strip() == str(killed / "step-00000030")
-    assert_same(folder / "whole" / "step-00000030", killed / "step-00000030")
+    assert done.stdout.strip() == str(killed / "step-00000016")
+    assert_same(Path(whole.stdout.strip()), killed / "step-00000016")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(folder: Path, number: signal.Signals) -> None:
-    write_run(folder, "whole", steps=400)
-    stopped = folder / "whole"
-    child = subprocess.Popen(
-        command(folder), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while child.poll() is None and len(metrics.read(stopped)) < 3:
-        time.sleep(0.005)
-    child.send_signal(number)
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == 128 + number
-    assert "Traceback" not in err
+    file, stopped = write_run(folder, "run", steps=400), folder / "run"
+
+    def send() -> None:
+        while len(metrics.read(stopped)) < 3:
+            time.sleep(0.001)
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    done = CliRunner().invoke(command, [str(file)])
+    sender.join()
+    assert done.exit_code == 128 + number
     last = max(record["step"] for record in metrics.read(stopped))
     assert 3 <= last < 400
-    assert out.strip() == str(stopped / f"step-{last:08d}")
+    assert done.stdout.strip() == str(stopped / f"step-{last:08d}")
     assert (stopped / "latest").read_text() == f"step-{last:08d}\n"

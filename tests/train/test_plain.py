@@ -19,7 +19,6 @@ from neoxkit.train.objectives.lm import NextToken
 from neoxkit.train.plain import PlainEngine, TrainingError
 from neoxkit.train.schedule import rate_of
 
-
 FAMILIES = list(runs.MODELS)
 
 

@@ -1,4 +1,4 @@
-"""Where a run computes, and in which precision; each chosen once and then recorded."""
+"""The precision that a run computes in: chosen once, and then recorded."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import time
 import torch
 
 from neoxkit.config.run import RunConfig
-from neoxkit.parallel.device import choose_device
-
-__all__ = ["choose_device", "choose_precision"]
 
 ROWS = 2048
 """Rows of the matrix product that is measured, at most."""

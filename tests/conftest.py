@@ -1,0 +1,27 @@
+"""What the tests share: tiny models of every family as transformers saves them, and hypothesis's limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from tiny import TINY, Tiny, save
+
+settings.register_profile("neoxkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("neoxkit")
+
+
+@pytest.fixture(scope="session", params=TINY, ids=str)
+def tiny(request: pytest.FixtureRequest) -> Tiny:
+    """Each tiny model in turn."""
+    found: Tiny = request.param
+    return found
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where transformers has saved it, in several files. Not to be changed."""
+    folder = tmp_path_factory.mktemp("tiny") / str(tiny)
+    save(tiny.model(), folder, shards=True)
+    return folder

@@ -1,0 +1,96 @@
+"""A process that saves checkpoints, each in a fork of its own, so that the saver can be killed.
+
+For each line on stdin, "FOLDER SEED KILL_AT", it forks; the fork saves the tensors of that seed and
+publishes them. It prints the fork's process id at once, and, asked by an empty line, the signal that
+ended it (so that the id belongs to the fork for as long as it may be killed).
+With KILL_AT above 0 the fork kills itself just before its call of that number that changes the disk,
+and prints the call's name.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neoxkit.checkpoint import folder as folders
+from neoxkit.checkpoint.writer import Writer, cut
+from neoxkit.config.model import ModelConfig
+from neoxkit.mesh import Mesh
+from neoxkit.spec import Axis, Split, TensorSpec
+
+CONFIG = ModelConfig.model_validate(
+    {"family": "llama", "depth": 2, "width": 64, "vocab": 64, "context": 8, "mixer": {"heads": 4}}
+)
+SHAPE = (512, 256)
+NAMES = [f"layers.{layer}.attn.{part}.weight" for layer in range(2) for part in "qo"]
+SPECS = {f"model/{name}": TensorSpec(name, SHAPE, (Split(int("attn.o" in name), Axis.TP),)) for name in NAMES}
+CHANGES = ("open", "mkdir", "pwrite", "posix_fallocate", "ftruncate", "fsync", "rename", "replace", "unlink", "rmdir")
+
+
+def values(seed: int) -> dict[str, torch.Tensor]:
+    """The tensors of a seed."""
+    return {
+        name: torch.arange(SHAPE[0] * SHAPE[1], dtype=torch.int32).reshape(SHAPE) * 7 + seed * 1000 + index
+        for index, name in enumerate(SPECS)
+    }
+
+
+def save(folder: Path, seed: int) -> None:
+    """Save, in small blocks, replacing what is there; then publish."""
+    parts = cut(SPECS, dict.fromkeys(SPECS, "I32"), Mesh(tp=2, pp=2))
+    with Writer(folder, parts, config=CONFIG, mesh={"tp": 2}, step=seed, force=True, trainer={"seed": seed}) as writer:
+        for name, value in values(seed).items():
+            for first in range(0, SHAPE[0], 128):
+                writer.write(name, ((first, first + 128), (0, SHAPE[1])), value[first : first + 128])
+        writer.commit()
+    folders.publish(folder.parent, folder)
+
+
+def die_at(number: int) -> None:
+    """Make the process kill itself before its `number`th call that changes the disk; never, for 0."""
+    seen = [0]
+
+    def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*args: Any, **options: Any) -> Any:
+            seen[0] += 1
+            if seen[0] == number:
+                print(name, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **options)
+
+        return act
+
+    for name in CHANGES:
+        setattr(os, name, watched(name, getattr(os, name)))
+    folders._exchange = watched("exchange", folders._exchange)  # type: ignore[assignment]
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        folder, seed, kill_at = line.split()
+        announced, announce = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(announce)
+            os.read(announced, 1)  # returns when the other end is closed
+            die_at(int(kill_at))
+            save(Path(folder), int(seed))
+            os._exit(0)
+        print(child, flush=True)
+        os.close(announce)
+        os.close(announced)
+        sys.stdin.readline()
+        status = os.waitpid(child, 0)[1]
+        print("ended", os.WTERMSIG(status) if os.WIFSIGNALED(status) else -status, flush=True)
+
+
+if __name__ == "__main__":
+    main()

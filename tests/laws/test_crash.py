@@ -1,0 +1,158 @@
+"""Law 10: kill a save at any moment; the old checkpoint loads, and the new one is complete or absent."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from neoxkit.checkpoint.folder import dead_attempts
+from neoxkit.checkpoint.reader import Checkpoint
+
+SCRIPT = Path(__file__).with_name("crash_writer.py")
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("crash_writer", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+values = _load().values
+
+
+class Saver:
+    """A process with everything loaded, which forks for each save."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", SCRIPT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def begin(self, folder: Path, seed: int, kill_at: int = 0) -> int:
+        """Begin a save; returns the process to kill."""
+        assert self.process.stdin is not None
+        print(folder, seed, kill_at, file=self.process.stdin, flush=True)
+        return int(self.line())
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end of a save: the signal that killed it (0 when none did), and what it said before."""
+        said = ""
+        assert self.process.stdin is not None
+        print(file=self.process.stdin, flush=True)
+        while not (line := self.line()).startswith("ended"):
+            said = line
+        return int(line.split()[1]), said
+
+
+@pytest.fixture(scope="module")
+def saver() -> Iterator[Saver]:
+    saver = Saver()
+    yield saver
+    assert saver.process.stdin is not None
+    assert saver.process.stdout is not None
+    saver.process.stdin.close()
+    saver.process.wait()
+    saver.process.stdout.close()
+
+
+def seed_of(folder: Path) -> int:
+    """The seed whose tensors a checkpoint holds, all of it verified."""
+    with Checkpoint.open(folder) as checkpoint:
+        for _ in checkpoint.verify_files():
+            pass
+        seed = checkpoint.manifest.step
+        assert checkpoint.trainer_state() == {"seed": seed}
+        for name, value in values(seed).items():
+            assert torch.equal(checkpoint.read(name), value), name
+    return seed
+
+
+def check(run: Path, old: Path, old_seed: int, new: Path, new_seed: int, before: int | None) -> bool:
+    """The law; returns whether the new checkpoint is there. `before` is the seed that `new` held before, if any."""
+    if old != new:
+        assert seed_of(old) == old_seed
+    if before is None and not new.exists():
+        assert seed_of(run) == old_seed
+        return False
+    found = seed_of(new)
+    assert found in (before, new_seed)
+    return found == new_seed
+
+
+def test_killed_at_a_hundred_random_moments(tmp_path: Path, saver: Saver) -> None:
+    """New checkpoints, and replacements of one, in turn. Most of the kills must have hit a save at work."""
+    dice = random.Random(0)
+    run = tmp_path
+    folder = run / "step-00000001"
+    durations = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        saver.begin(folder, 1)
+        assert saver.end() == (0, "")
+        durations.append(time.perf_counter() - begin)
+    held = {folder: 1}
+    hit = there = left = 0
+    for seed in range(2, 102):
+        old = max(held)
+        new = run / f"step-{seed:08d}" if seed % 2 else old
+        child = saver.begin(new, seed)
+        time.sleep(dice.uniform(0, 1.1 * min(durations)))
+        os.kill(child, signal.SIGKILL)
+        hit += saver.end()[0] == signal.SIGKILL
+        left += bool(dead_attempts(run))
+        if check(run, old, held[old], new, seed, held.get(new)):
+            held[new] = seed
+            there += 1
+    assert hit >= 60
+    assert left >= 20
+    saver.begin(run / "step-99999999", 500)
+    assert saver.end() == (0, "")
+    assert dead_attempts(run) == []
+    assert all(seed_of(path) == seed for path, seed in held.items())
+    assert seed_of(run) == 500
+
+
+@pytest.mark.parametrize("replace", [False, True], ids=["new", "replaced"])
+def test_killed_before_each_call_that_changes_the_disk(tmp_path: Path, saver: Saver, replace: bool) -> None:
+    """Every open, write, flush, rename and unlink of a save, in turn."""
+    old = tmp_path / "step-00000001"
+    saver.begin(old, 1)
+    assert saver.end()[0] == 0
+    held, number, killed = 1, 0, set()
+    while True:
+        number += 1
+        new = old if replace else tmp_path / f"step-{number + 1:08d}"
+        saver.begin(new, number + 1, number)
+        died, call = saver.end()
+        if not died:
+            break
+        killed.add(call)
+        if check(tmp_path, old, held, new, number + 1, held if replace else None) and replace:
+            held = number + 1
+    assert number > 40
+    assert {"mkdir", "open", "pwrite", "fsync", "replace", "unlink"} <= killed
+    assert ("exchange" in killed or "rename" in killed) if replace else "rename" in killed
+    assert seed_of(new) == number + 1

