@@ -191,7 +191,9 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"tokens_per_cpu_second": rate, "ratio": ratio, "loss_difference": worst}))
         return
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.backends.cpu.get_cpu_capability()}")
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    )
     print(f"losses of the twins differ by {worst:.1e} at most over 20 steps")
     for each, value in rate.items():
         print(f"{each:>14} {value:8.0f} tokens per CPU-second")

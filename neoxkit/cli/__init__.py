@@ -45,6 +45,9 @@ REMEDIES = {
     errno.EPERM: "check the permissions",
     errno.EROFS: "write elsewhere",
     errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "name a file",
+    errno.EFBIG: "write elsewhere",
 }
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--against", type=click.Path(path_type=Path), metavar="PATH",
               help="Compare the logits with those of this model too: a checkpoint, or a Hugging Face folder, which "
               "transformers runs.")  # fmt: skip
-@click.option("--tolerance", type=click.FloatRange(min=0), default=1e-4, show_default=True, metavar="X",
+@click.option("--tolerance", type=options.Finite(min=0), default=1e-4, show_default=True, metavar="X",
               help="The greatest difference of a logit that passes.")  # fmt: skip
 @options.json()
 @click.pass_context

@@ -104,7 +104,7 @@ def read_contents(checkpoint: Checkpoint, report: Report, unreadable: set[int]) 
     readable = [file for number, file in enumerate(manifest.files) if number not in unreadable]
     report.files, report.tensors, report.bytes = len(readable), len(names), sum(file.bytes for file in readable)
     total = report.bytes + sum(manifest.tensors[name].bytes for name in names)
-    damaged: set[str] = set()
+    damaged = set(manifest.tensors) - set(names)
     with progress("verify", total) as bar:
         for number, entry in enumerate(manifest.files):
             if number in unreadable:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -69,6 +70,17 @@ class Stage:
         for aside, _ in self._moves:
             remove(aside)
         self._moves.clear()
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let the system's error name a path: those of writing and closing a file, on a full disk say, name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def remove(path: Path) -> None:

@@ -17,7 +17,7 @@ from neoxkit import __version__, log
 from neoxkit.data.indexed import IndexedWriter, pair
 from neoxkit.data.sidecar import Sidecar, path_of, write_sidecar
 from neoxkit.data.sources import Document, Reject, Selection, TextFile, documents, find, held_out, thinned
-from neoxkit.data.stage import Stage
+from neoxkit.data.stage import Stage, named
 from neoxkit.data.tokenizer import SMALLEST, Tokenizer, train_bpe
 from neoxkit.errors import DataError
 
@@ -128,6 +128,7 @@ def tokenize(request: Request) -> Report:
     listing = [request.rejects] if request.rejects else []
     given = None if request.tokenizer is None else Tokenizer(request.tokenizer)
     with ExitStack() as stack:
+        stack.enter_context(named(request.prefix))
         stage = stack.enter_context(Stage([*extra, *listing, *targets], request.force))
         started = time.monotonic()
         if given is None:

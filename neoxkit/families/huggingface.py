@@ -23,6 +23,7 @@ PASSIVE = frozenset(
         "pretraining_tp",
         "torch_dtype",
         "transformers_version",
+        "unk_token_id",
         "use_cache",
     }
 )

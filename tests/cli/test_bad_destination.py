@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import resource
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from refusal import Case, also, check, check_line, check_untouched, cut, everything, rename, write
+from refusal import Case, check, check_line, check_untouched, cut, everything
 
 COMMANDS = {"import": "import hf", "export": "export checkpoint", "reshard": "reshard checkpoint"}
-SMALL = 100_000
-"""Bytes: less than a model of the world takes."""
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
@@ -27,8 +26,8 @@ SMALL = 100_000
         Case("a folder of text", "{} text --force", "text exists and is no ... ; choose another destination"),
         Case("a run", "{} run --force", "run exists and is no ... ; choose another destination"),
         Case("a file, with force", "{} run.yaml --force", "run.yaml exists and is no ... ; choose another destination"),
-        Case("below a file", "{} run.yaml/out", "run.yaml/out: not a directory; "),
-        Case("below a file, with force", "{} run.yaml/out --force", "run.yaml/out: not a directory; "),
+        Case("below a file", "{} run.yaml/out", "run.yaml/ ... ; "),
+        Case("below a file, with force", "{} run.yaml/out --force", "run.yaml/ ... ; "),
         Case("link to a folder", "{} link --force", "link exists and is no ... ; ", lambda: Path("link").symlink_to("text")),
         Case("link to nothing", "{} link", "link exists; choose", lambda: Path("link").symlink_to("nowhere")),
     ],
@@ -56,62 +55,75 @@ def test_force_replaces_only_what_it_can_make_anew(case: Case, here: Path) -> No
 
 
 WRITERS = {
-    **{name: f"{command} full/out" for name, command in COMMANDS.items()},
-    "tokenize": "data tokenize text -o full/out --tokenizer hf",
-    "train a tokenizer": "data tokenize text -o full/out --train-tokenizer 600",
+    **{name: f"{command} small/out" for name, command in COMMANDS.items()},
+    "tokenize": "data tokenize text -o small/out --tokenizer hf",
+    "train a tokenizer": "data tokenize text -o small/out --train-tokenizer 600",
 }
+NOTED = ("tokenize: ", "train tokenizer: ")
+MORE = "More text than there is room for. " * 9000
+
+
+@pytest.mark.parametrize("command", WRITERS.values(), ids=WRITERS)
+def test_a_file_that_may_not_grow(command: str, here: Path) -> None:
+    """The system lets no file grow beyond a limit, as a quota does."""
+    Path("small").mkdir()
+    Path("text/more.txt").write_text(MORE)
+    case = Case("", command, "ile too large ... ; ", lambda: resource.setrlimit(kind, (20_000, most)), noted=NOTED)
+    kind, (usual, most) = resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        check(case, here)
+    finally:
+        resource.setrlimit(kind, (usual, most))
+
+
+DISKS = {"full": ("size=64k", "; free some"), "nearly full": ("size=352k", "; free some"), "read-only": ("ro", "; write elsewhere")}
+
+ON_SMALL_DISKS = """
+import json, os, subprocess, sys
+from refusal import run
+found = []
+for options, command in json.load(sys.stdin):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", "small"], stderr=2).returncode:
+        sys.exit(99)
+    result = run(command)
+    found.append([result.exit_code, result.stdout, result.stderr, os.listdir("small")])
+    subprocess.run(["umount", "small"], check=True)
+json.dump(found, sys.stdout)
+"""
+
+
+Outcome = tuple[int, str, str, list[str]]
 
 
 @pytest.fixture(scope="module")
-def own_mounts() -> list[str]:
-    """A command that runs another with mounts of its own."""
-    for command in (["unshare", "--mount"], ["unshare", "--mount", "--map-root-user"]):
-        if shutil.which("unshare") and not subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
-            return command
-    pytest.skip("this machine lets nobody mount a small disk: unshare --mount fails")
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ("size=64k", "no space left on ... ; free some"),
-        ("ro", "read-only file system ... ; "),
-    ],
-    ids=["full", "read-only"],
-)
-@pytest.mark.parametrize("command", WRITERS.values(), ids=WRITERS)
-def test_a_disk_that_is_full_or_read_only(
-    options: str, says: str, command: str, here: Path, own_mounts: list[str]
-) -> None:
-    """A real one, small, mounted for the command alone. What is left on it, `ls` tells."""
-    Path("full").mkdir()
+def outcomes(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Outcome]:
+    """What comes of each command on each disk, a real one, mounted for a process that alone sees it."""
+    here = tmp_path_factory.mktemp("disks") / "here"
+    shutil.copytree(world, here)
+    (here / "small").mkdir()
+    (here / "text/more.txt").write_text(MORE)
     before = everything(here)
-    if "text" in command:
-        Path("text/more.txt").write_text("More text than there is room for.\n" * 3000)
-        before = everything(here)
-    script = (
-        f"mount -t tmpfs -o {options} none full || exit 99; "
-        f"{shlex.quote(sys.executable)} -m neoxkit {command}; code=$?; ls -A full | sed s/^/left:/; exit $code"
-    )
-    done = subprocess.run([*own_mounts, "sh", "-c", script], capture_output=True, text=True, check=False)
-    if done.returncode == 99:
-        pytest.skip(f"this machine lets nobody mount a small disk: {done.stderr}")
-    check_line(done.returncode, done.stdout, done.stderr, Case("", command, says, noted=("tokenize:", "train tokenizer:")))
-    check_untouched(before, everything(here))
+    asked = {(disk, name): (DISKS[disk][0], WRITERS[name]) for disk in DISKS for name in WRITERS}
+    for own_mounts in ([], ["--map-root-user"]):
+        done = subprocess.run(
+            ["unshare", "--mount", *own_mounts, sys.executable, "-c", ON_SMALL_DISKS],
+            cwd=here,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            input=json.dumps(list(asked.values())),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if not done.returncode:
+            check_untouched(before, everything(here))
+            return dict(zip(asked, json.loads(done.stdout), strict=True))
+    pytest.skip(f"this machine lets nobody mount a small disk: {done.stderr}")
 
 
-@pytest.mark.parametrize("command", WRITERS.values(), ids=WRITERS)
-def test_a_file_may_not_grow(command: str, here: Path) -> None:
-    """The same where nobody may mount: the system refuses to let a file grow beyond a limit."""
-    Path("full").mkdir()
-    Path("text/more.txt").write_text("More text than there is room for.\n" * 9000)
-    before = everything(here)
-    done = subprocess.run(
-        [sys.executable, "-m", "neoxkit", *shlex.split(command)],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-    )
-    check_line(done.returncode, done.stdout, done.stderr, Case("", command, "file too large ... ; ", noted=("tokenize:", "train tokenizer:")))
-    check_untouched(before, everything(here))
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare, which gives a process its own mounts")
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("disk", DISKS)
+def test_a_disk_that_is_full_or_read_only(disk: str, name: str, outcomes: dict[tuple[str, str], Outcome]) -> None:
+    code, stdout, stderr, left = outcomes[disk, name]
+    check_line(code, stdout, stderr, Case("", "", f"small/ ... {DISKS[disk][1]}", noted=NOTED))
+    assert left == []

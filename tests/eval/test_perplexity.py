@@ -1,18 +1,15 @@
 """Bits per byte against transformers' own cross entropy on the same windows."""
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import TINY
 
 from neoxkit.convert.hf_source import HuggingFaceSource
 from neoxkit.convert.load import load_decoder
 from neoxkit.eval.perplexity import perplexity, windows
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import TINY
 
 
 def test_windows_foretell_each_token_once() -> None:

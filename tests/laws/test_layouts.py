@@ -30,4 +30,5 @@ def test_per_head_interleaves_by_head() -> None:
 
 def test_same() -> None:
     x = [torch.randn(2)]
-    assert Same().split(x) is x and Same().join(x) is x
+    assert Same().split(x) is x
+    assert Same().join(x) is x

@@ -61,7 +61,8 @@ def test_alibi_with_a_state() -> None:
     model = alibi_model()
     ids = torch.randint(0, 50, (1, 7), generator=torch.Generator().manual_seed(0))
     context = build_context(model.config, torch.arange(7)[None], None, torch.float32, False)
-    assert context.mask is not None and context.mask.dtype == torch.float32
+    assert context.mask is not None
+    assert context.mask.dtype == torch.float32
     with torch.no_grad():
         free = model(ids)
     state = State(model.config, 1, 16)

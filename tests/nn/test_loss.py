@@ -50,5 +50,6 @@ def test_bf16_is_close_to_fp32() -> None:
     rough, _ = cross_entropy(hidden.bfloat16(), half, labels)
     rough.backward()
     assert rough.dtype == torch.float32
-    assert half.grad is not None and half.grad.dtype == torch.bfloat16
+    assert half.grad is not None
+    assert half.grad.dtype == torch.bfloat16
     assert rough.item() == pytest.approx(exact.item(), rel=1e-2)
