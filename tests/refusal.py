@@ -47,7 +47,6 @@ def check_line(code: int, stdout: str, stderr: str, case: Case) -> None:
     assert stdout == ""
     *before, line = stderr.splitlines()
     assert all(each.startswith(case.noted) for each in before), stderr
-    print("LINE", line)
     assert line.startswith("error: ")
     assert "; " in line, f"no remedy: {line}"
     rest = line

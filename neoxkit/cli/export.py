@@ -40,7 +40,7 @@ def command(
     """Make a Hugging Face model of a checkpoint.
 
     SOURCE is a checkpoint, or a run's folder (its newest checkpoint). DESTINATION becomes a folder
-    that transformers 4.40 to 5 loads. With --check the exit code is 1 when logits differ.
+    that transformers 4.45 to 5 loads. With --check the exit code is 1 when logits differ.
     """
     from neoxkit.checkpoint.reader import Checkpoint
     from neoxkit.convert.transfer import export_model, export_sizes

@@ -25,8 +25,10 @@ from neoxkit.families.schema import Family, Rule, expand
 from neoxkit.families.spelling import write_config
 from neoxkit.spec import Box, Run, volume, whole
 
-OLDEST = "4.40.0"
-"""The oldest transformers that what is written is meant for; its `transformers_version` says so."""
+OLDEST = "4.45.0"
+"""The oldest transformers that what is written is meant for; its `transformers_version` says so.
+
+Before it, tokenizers 0.19 cannot read what later ones write."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from neoxkit.families.schema import Family
 
 CONFIG = "tokenizer_config.json"
 GENERATION = "generation_config.json"
+TEMPLATE = "chat_template.jinja"
 
 NAMES = (
     FILE,
@@ -21,7 +22,7 @@ NAMES = (
     GENERATION,
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    TEMPLATE,
     "chat_template.json",
     "vocab.json",
     "vocab.txt",
@@ -67,14 +68,20 @@ def stop_ids(folder: Path | None, config: ModelConfig) -> set[int]:
 def exported_files(folder: Path | None, config: ModelConfig, family: Family) -> dict[str, bytes]:
     """The files of an exported model's tokenizer and generation settings, by name.
 
-    Everything is as it came, but for a tokenizer class that only transformers 5 knows: the family's
-    classic class loads in every release.
+    Everything is as it came, but for a tokenizer_config.json that only transformers 5 can read: its
+    class becomes the family's classic one, which loads in every release, its list of extra special
+    tokens gets its old name (transformers 4.57 stops at the new one), and a chat template from a file
+    of its own, which 4.46 does not look at, is put in beside the file.
     """
     files = {name: path.read_bytes() for name, path in tokenizer_files(folder).items()} if folder is not None else {}
     if FILE in files:
         about = _json(folder / CONFIG) if folder is not None and CONFIG in files else {}
         if about.get("tokenizer_class") in RECENT_CLASSES or CONFIG not in files:
             about["tokenizer_class"] = family.tokenizer_class
+            if isinstance(about.get("extra_special_tokens"), list):
+                about["additional_special_tokens"] = about.pop("extra_special_tokens")
+            if TEMPLATE in files:
+                about.setdefault("chat_template", files[TEMPLATE].decode("utf-8"))
             files[CONFIG] = pretty(about)
     if GENERATION not in files:
         eos = list(config.tokens.eos)

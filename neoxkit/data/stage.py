@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from neoxkit.checkpoint.folder import flush as flush_names
 from neoxkit.errors import DataError
 
 
@@ -58,7 +59,7 @@ class Stage:
         for aside, target in self._moves:
             os.rename(aside, target)
         for folder in {target.parent for _, target in self._moves}:
-            flush_folder(folder)
+            flush_names(folder)
         self._moves.clear()
 
     def _refuse_present(self, target: Path) -> None:
@@ -96,16 +97,7 @@ def flush(path: Path) -> None:
     if path.is_dir():
         for inner in path.iterdir():
             flush(inner)
-        flush_folder(path)
+        flush_names(path)
         return
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def flush_folder(path: Path) -> None:
-    """Flush the names in a folder to stable storage."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

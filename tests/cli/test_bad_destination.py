@@ -28,8 +28,8 @@ COMMANDS = {"import": "import hf", "export": "export checkpoint", "reshard": "re
         Case("a file, with force", "{} run.yaml --force", "run.yaml exists and is no ... ; choose another destination"),
         Case("below a file", "{} run.yaml/out", "run.yaml/ ... ; "),
         Case("below a file, with force", "{} run.yaml/out --force", "run.yaml/ ... ; "),
-        Case("link to a folder", "{} link --force", "link exists and is no ... ; ", lambda: Path("link").symlink_to("text")),
-        Case("link to nothing", "{} link", "link exists; choose", lambda: Path("link").symlink_to("nowhere")),
+        Case("link to a folder", "{} link --force", "link exists and is no ... ; ",
+             lambda: Path("link").symlink_to("text")),
     ],
     ids=str,
 )  # fmt: skip
@@ -41,12 +41,15 @@ def test_a_taken_destination_stays(command: str, case: Case, here: Path) -> None
     "case",
     [
         Case("import over a checkpoint's run", "import hf run --force", "run exists and is no"),
+        Case("a link to nothing", "import hf link", "link exists; choose", lambda: Path("link").symlink_to("nowhere")),
         Case("import over itself", "import hf hf --force", "hf exists and is no"),
         Case("export over a checkpoint", "export run checkpoint --force", "checkpoint exists and is no"),
         Case("export over itself", "export checkpoint checkpoint --force", "checkpoint exists and is no"),
-        Case("broken, over a checkpoint", "import hf checkpoint --force", "hf/model.safetensors", cut("hf/model.safetensors", -1)),
+        Case("broken, over a checkpoint", "import hf checkpoint --force", "hf/model.safetensors",
+             cut("hf/model.safetensors", -1)),
         Case("does not fit, over a model", "export checkpoint neox --to gpt_neox --force", "does not fit gpt_neox"),
-        Case("does not divide, over a checkpoint", "reshard run checkpoint --tp 7 --force", "choose a tp that divides 2"),
+        Case("does not divide, over a checkpoint", "reshard run checkpoint --tp 7 --force",
+             "choose a tp that divides 2"),
     ],
     ids=str,
 )  # fmt: skip
@@ -57,9 +60,9 @@ def test_force_replaces_only_what_it_can_make_anew(case: Case, here: Path) -> No
 WRITERS = {
     **{name: f"{command} small/out" for name, command in COMMANDS.items()},
     "tokenize": "data tokenize text -o small/out --tokenizer hf",
-    "train a tokenizer": "data tokenize text -o small/out --train-tokenizer 600",
+    "train a tokenizer": "data tokenize text -o small/out --train-tokenizer 258",
 }
-NOTED = ("tokenize: ", "train tokenizer: ")
+NOTED = ("tokenize: ", "train tokenizer: ", "export checkpoint: ")
 MORE = "More text than there is room for. " * 9000
 
 
@@ -76,7 +79,11 @@ def test_a_file_that_may_not_grow(command: str, here: Path) -> None:
         resource.setrlimit(kind, (usual, most))
 
 
-DISKS = {"full": ("size=64k", "; free some"), "nearly full": ("size=352k", "; free some"), "read-only": ("ro", "; write elsewhere")}
+DISKS = {
+    "full": ("size=64k", "small/ ... ; free some"),
+    "nearly full": ("size=352k", "; free some"),
+    "read-only": ("ro", "ead-only file system ... ; "),
+}
 
 ON_SMALL_DISKS = """
 import json, os, subprocess, sys
@@ -87,7 +94,7 @@ for options, command in json.load(sys.stdin):
         sys.exit(99)
     result = run(command)
     found.append([result.exit_code, result.stdout, result.stderr, os.listdir("small")])
-    subprocess.run(["umount", "small"], check=True)
+    subprocess.run(["umount", "--lazy", "small"], check=True)
 json.dump(found, sys.stdout)
 """
 
@@ -114,7 +121,8 @@ def outcomes(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tupl
             text=True,
             check=False,
         )
-        if not done.returncode:
+        assert done.returncode in (0, 1, 99), done.stderr  # 1: unshare itself is refused
+        if done.returncode == 0:
             check_untouched(before, everything(here))
             return dict(zip(asked, json.loads(done.stdout), strict=True))
     pytest.skip(f"this machine lets nobody mount a small disk: {done.stderr}")
@@ -125,5 +133,5 @@ def outcomes(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tupl
 @pytest.mark.parametrize("disk", DISKS)
 def test_a_disk_that_is_full_or_read_only(disk: str, name: str, outcomes: dict[tuple[str, str], Outcome]) -> None:
     code, stdout, stderr, left = outcomes[disk, name]
-    check_line(code, stdout, stderr, Case("", "", f"small/ ... {DISKS[disk][1]}", noted=NOTED))
+    check_line(code, stdout, stderr, Case("", "", DISKS[disk][1], noted=NOTED))
     assert left == []

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from refusal import Case, also, check, cut, edit, flip, remove, rename, set_json, write
+from refusal import Case, check, check_line, check_untouched, cut, edit, everything, run, write
 
 USAGE = [
     Case("unknown command", "trian run.yaml", "no such command 'trian'. Did you mean 'train'?"),
-    Case("unknown option", "import hf out --dtyp bf16", "no such option '--dtyp'. ... Did you mean ... '--dtype' ... ; see `neoxkit import --help`"),
+    Case(
+        "unknown option",
+        "import hf out --dtyp bf16",
+        "no such option '--dtyp'. ... Did you mean ... '--dtype' ... ; see `neoxkit import --help`",
+    ),
     Case("missing argument", "import hf", "missing argument 'DESTINATION'; see `neoxkit import --help`"),
     Case("argument too many", "export checkpoint out more", "unexpected extra argument (more); see"),
     Case("not a number", "import hf out --tp two", "'--tp': 'two' is not a valid integer"),
@@ -27,17 +33,20 @@ def set_run(option: str) -> str:
 
 
 CONFIG = [
-    Case("misspelled key", "config check run.yaml", "run.yaml:3: unknown option model.dpeth ... did you mean model.depth?",
-         edit("run.yaml", "depth", "dpeth")),
-    Case("misspelled section", "config check run.yaml", "run.yaml:13: unknown option optimiser ... ; did you mean optimizer?",
+    Case("misspelled key", "config check run.yaml",
+         "run.yaml:3: unknown option model.dpeth ... did you mean model.depth?", edit("run.yaml", "depth", "dpeth")),
+    Case("misspelled section", "config check run.yaml",
+         "run.yaml:13: unknown option optimiser ... ; did you mean optimizer?",
          edit("run.yaml", "optimizer", "optimiser")),
     Case("text for a number", "config check run.yaml", 'run.yaml:3: model.depth is "two"; it must be a whole number',
          edit("run.yaml", "depth: 2", "depth: two")),
     Case("quoted number", "config check run.yaml", 'run.yaml:14: steps is "2"; it must be a whole number',
          edit("run.yaml", "steps: 2", 'steps: "2"')),
-    Case("key given twice", "config check run.yaml", "run.yaml:4: model.depth was already given at run.yaml:3; keep one",
+    Case("key given twice", "config check run.yaml",
+         "run.yaml:4: model.depth was already given at run.yaml:3; keep one",
          edit("run.yaml", "  width: 16", "  depth: 3")),
-    Case("no YAML", "config check run.yaml", "run.yaml:8: not valid YAML", edit("run.yaml", "residual: ", "residual: [")),
+    Case("no YAML", "config check run.yaml", "run.yaml:8: not valid YAML",
+         edit("run.yaml", "residual: ", "residual: [")),
     Case("tab", "config check run.yaml", "run.yaml:3: not valid YAML: a tab", edit("run.yaml", "  depth", "\tdepth")),
     Case("empty configuration", "config check run.yaml", "run.yaml is empty; give", write("run.yaml", "# nothing\n")),
     Case("configuration missing", "config check rum.yaml", "rum.yaml: no such file; name"),
@@ -45,7 +54,8 @@ CONFIG = [
     Case("weights for a configuration", "train hf/model.safetensors", "hf/model.safetensors is not text"),
     Case("missing section", "config check run.yaml", "run.yaml: save is missing ... neoxkit config explain save",
          edit("run.yaml", "save: {folder: run}", "")),
-    Case("override of an unknown key", set_run("optimizer.rl=1"), "--set optimizer.rl: unknown option ... optimizer.lr?"),
+    Case("override of an unknown key", set_run("optimizer.rl=1"),
+         "--set optimizer.rl: unknown option ... optimizer.lr?"),
     Case("override without a value", set_run("steps"), "--set steps is no assignment; write it as"),
     Case("micro does not divide", set_run("batch.micro=3"), "batch.micro 3 does not divide batch.size 4; choose"),
     Case("heads do not divide width", set_run("model.mixer.heads=3"), "width 16 does not divide into 3 heads; set"),
@@ -57,15 +67,18 @@ CONFIG = [
 
 TRAIN = [
     Case("no tokens", "train new.yaml --set data.train=tokns", "tokns.idx: no such index; write the pair"),
-    Case("index is no index", "train new.yaml", "tokens.idx is not a token index ... ; ", write("tokens.idx", b"x" * 99)),
+    Case("index is no index", "train new.yaml", "tokens.idx is not a token index ... ; ",
+         write("tokens.idx", b"x" * 99)),
     Case("tokens cut short", "train new.yaml", "tokens.bin is truncated: ", cut("tokens.bin", -2)),
     Case("index cut short", "train new.yaml", "tokens.idx is truncated: ", cut("tokens.idx", 60)),
     Case("too little text", "train new.yaml --set model.context=99999", "tokens.bin ... ; give more text or a shorter"),
     Case("another tokenizer", "train new.yaml", "tokens was made with tokenizer sha256: ... , not sha256: ... ; name",
          edit("tokens-tokenizer/tokenizer.json", "{\n", "{ \n")),
     Case("no tokenizer", "train new.yaml --set data.tokenizer=text", "text: no tokenizer.json; give"),
-    Case("vocabulary too small", "train new.yaml --set model.vocab=299", "300 ... model.vocab is 299; set model.vocab to"),
-    Case("unknown family", "train new.yaml --set model.family=gpt3", "no family is called 'gpt3'; choose one of gpt_neox"),
+    Case("vocabulary too small", "train new.yaml --set model.vocab=299",
+         "300 ... model.vocab is 299; set model.vocab to"),
+    Case("unknown family", "train new.yaml --set model.family=gpt3",
+         "no family is called 'gpt3'; choose one of gpt_neox"),
     Case("nothing to load", "train new.yaml --set load=nowhere", "nowhere: no such file or folder; check"),
     Case("another model to load", "train new.yaml --set load=hf", "model. ... hf ... ; set model."),
     Case("run of another model", "train run.yaml --set model.width=32 --set steps=4", "width ... 16 ... ; "),
@@ -76,24 +89,28 @@ TRAIN = [
 ]  # fmt: skip
 
 TOKENIZE = [
-    Case("no text file", "data tokenize txt -o new --train-tokenizer 300", "txt: no such file or folder; mend the path"),
+    Case("no text file", "data tokenize txt -o new --train-tokenizer 300",
+         "txt: no such file or folder; mend the path"),
     Case("empty folder", "data tokenize empty -o new --train-tokenizer 300", "no text found in empty ... --include",
          lambda: Path("empty").mkdir()),
     Case("only empty files", "data tokenize a.txt -o new --tokenizer hf", "new: no document can be used ... ; give",
          write("a.txt"), noted=("tokenize: ",)),
     Case("not UTF-8", "data tokenize a.txt -o new --tokenizer hf --strict", "a.txt:2: not UTF-8 ... ; mend",
          write("a.txt", b"good\n\xff\xfe bad\n")),
-    Case("broken JSON line", "data tokenize a.jsonl -o new --tokenizer hf --strict", "a.jsonl:2: broken JSON ... ; mend",
-         write("a.jsonl", '{"text": "good"}\n{"text": bad}\n')),
-    Case("tiny vocabulary", "data tokenize text -o new --train-tokenizer 200", "200 entries is too small; give at least"),
+    Case("broken JSON line", "data tokenize a.jsonl -o new --tokenizer hf --strict",
+         "a.jsonl:2: broken JSON ... ; mend", write("a.jsonl", '{"text": "good"}\n{"text": bad}\n')),
+    Case("tiny vocabulary", "data tokenize text -o new --train-tokenizer 200",
+         "200 entries is too small; give at least"),
     Case("no tokenizer named", "data tokenize text -o new", "one tokenizer is needed ... ; give --tokenizer or"),
-    Case("broken tokenizer", "data tokenize text -o new --tokenizer hf", "hf/tokenizer.json is not a tokenizer ... ; give",
-         cut("hf/tokenizer.json", 1000)),
+    Case("broken tokenizer", "data tokenize text -o new --tokenizer hf",
+         "hf/tokenizer.json is not a tokenizer ... ; give", cut("hf/tokenizer.json", 1000)),
     Case("another JSON for a tokenizer", "data tokenize text -o new --tokenizer run/step-00000002/manifest.json",
          'manifest.json is not a tokenizer: it has no "model"; give'),
-    Case("unknown end of document", "data tokenize text -o new --tokenizer hf --eod '</doc>'", 'no token "</doc>"; name'),
+    Case("unknown end of document", "data tokenize text -o new --tokenizer hf --eod '</doc>'",
+         'no token "</doc>"; name'),
     Case("tokens exist", "data tokenize text -o tokens --tokenizer hf", "tokens.bin exists; give --force"),
-    Case("no folder for tokens", "data tokenize text -o no/new --tokenizer hf", "no: no such folder ... ; make it first"),
+    Case("no folder for tokens", "data tokenize text -o no/new --tokenizer hf",
+         "no: no such folder ... ; make it first"),
     Case("prefix is a folder", "data tokenize text -o run --tokenizer hf", '"run" is no prefix of file names; give'),
     Case("holdout of everything", "data tokenize text -o new --tokenizer hf --holdout 3", "holdout 3.0 is not a share"),
     Case("no size", "data tokenize text -o new --train-tokenizer 300 --train-bytes 1Q", "'1Q' is not a size such as"),
@@ -120,3 +137,32 @@ def test_a_run_that_another_process_trains_is_refused(here: Path) -> None:
         check(Case("", "train run.yaml --set steps=4", "another process is training in run; wait for it"), here)
     finally:
         os.close(held)
+
+
+def test_ids_beyond_the_vocabulary_stop_a_run(here: Path) -> None:
+    """Only reading finds them, where no sidecar tells: the run has begun, and is left without a checkpoint."""
+    Path("tokens.json").unlink()
+    result = run("train run.yaml --set save.folder=new --set model.vocab=270 --set data.tokenizer=null")
+    says = "tokens.bin: row ... has token id ... the vocabulary is 270; train with"
+    case = Case("", "", says, noted=("no data.tokenizer", "gpt_neox: "))
+    check_line(result.exit_code, result.stdout, result.stderr, case)
+    assert not list(Path("new").glob("*step-*"))
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["trian"], "no such command 'trian'. Did you mean 'train'?; see"),
+        (["config", "check", "run.yaml", "--set", "optimizer.rl=1"], "unknown option optimizer.rl; did you mean"),
+        (["inspect", "text"], "text: not a checkpoint"),
+        (["import", "text", "out"], "text: no config.json: not a Hugging Face model; choose"),
+        (["generate", "hf", "--prompt", b"\xff"], "the prompt is not UTF-8 ... ; give text in UTF-8"),
+    ],
+    ids=["usage", "config", "inspect", "import", "generate"],
+)
+def test_a_process_says_the_same(args: list[str | bytes], says: str, here: Path) -> None:
+    """As a user meets it: no traceback, and nothing that a library prints on the way."""
+    before = everything(here)
+    done = subprocess.run([sys.executable, "-m", "neoxkit", *args], capture_output=True, text=True, check=False)
+    check_line(done.returncode, done.stdout, done.stderr, Case("", "", says))
+    check_untouched(before, everything(here))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from refusal import Act, Case, also, check, cut, edit, flip, header, remove, rename, set_json, tensors, write
+from refusal import Act, Case, also, check, cut, flip, header, remove, set_json, tensors, write
 
 CONFIG, WEIGHTS = "hf/config.json", "hf/model.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -40,6 +40,11 @@ def spread(**files: str) -> Act:
     return act
 
 
+def fewer_rows(found: dict[str, Any]) -> None:
+    """Take the last rows of the vocabulary away."""
+    found.update({key: value[:290].clone() for key, value in found.items() if len(value) == 300})
+
+
 class Malicious:
     """A pickle that runs a command when it is loaded."""
 
@@ -56,10 +61,11 @@ FOLDERS = [
     Case("no such folder", "import nowhere out", "nowhere: no such file or folder; check the path"),
     Case("a Hub id", "import EleutherAI/pythia-160m out", "EleutherAI/pythia-160m: no such file or folder ... ; "),
     Case("a weight file", "import hf/model.safetensors out", "hf/model.safetensors: a file, ... ; name the folder"),
-    Case("a folder of text", "import text out", "text: no config.json: not a Hugging Face model; choose a model's folder"),
+    Case("a folder of text", "import text out",
+         "text: no config.json: not a Hugging Face model; choose a model's folder"),
     Case("a checkpoint", "import checkpoint out", "checkpoint: a neoxkit checkpoint already; ... neoxkit reshard"),
-    Case("a run", "import run out", "run: ... a neoxkit checkpoint ... ; "),
-    Case("a folder of gpt-neox", "import global_step100 out", "global_step100: a gpt-neox (DeepSpeed) folder ... ; convert",
+    Case("a folder of gpt-neox", "import global_step100 out",
+         "global_step100: a gpt-neox (DeepSpeed) folder ... ; convert",
          also(lambda: Path("global_step100").mkdir(), write("global_step100/mp_rank_00_model_states.pt"))),
     Case("no weights", "import hf out", "hf: no model.safetensors, no pytorch_model.bin ... ; ", remove(WEIGHTS)),
 ]  # fmt: skip
@@ -68,10 +74,12 @@ CONFIGS = [
     Case("no config", "import hf out", "hf: ... config.json ... ; ", remove(CONFIG)),
     Case("broken config", "import hf out", "hf/config.json: not valid JSON ... ; fetch", cut(CONFIG, 300)),
     Case("config is a list", "import hf out", "hf/config.json: not a JSON object; fetch", write(CONFIG, "[]")),
-    Case("unknown architecture", "import hf out", "describes GPTJForCausalLM ... ; it knows GPTNeoXForCausalLM, LlamaFor",
+    Case("unknown architecture", "import hf out",
+         "describes GPTJForCausalLM ... ; it knows GPTNeoXForCausalLM, LlamaFor",
          set_json(CONFIG, architectures=["GPTJForCausalLM"])),
     Case("missing key", "import hf out", "hf/config.json: ... 'hidden_size' ... ; ", set_json(CONFIG, hidden_size=...)),
-    Case("null for a size", "import hf out", "hf/config.json: ... hidden_size ... ; ", set_json(CONFIG, hidden_size=None)),
+    Case("null for a size", "import hf out", "hf/config.json: ... hidden_size ... ; ",
+         set_json(CONFIG, hidden_size=None)),
     Case("text for a size", "import hf out", "hf/config.json: ... num_hidden_layers ... ; ",
          set_json(CONFIG, num_hidden_layers="three")),
     Case("activation unknown", "import hf out", "hf/config.json: hidden_act = 'quick_gelu': neoxkit has gelu ... ; ",
@@ -80,18 +88,20 @@ CONFIGS = [
          set_json(CONFIG, rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0})),
     Case("rotary scaling incomplete", "import hf out", "hf/config.json: rope_parameters ... lacks 'factor' ... ; ",
          set_json(CONFIG, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0})),
-    Case("spellings disagree", "import hf out", "hf/config.json: two spellings disagree: rope_theta says 5.0, rope_par ... ;",
+    Case("spellings disagree", "import hf out",
+         "hf/config.json: two spellings disagree: rope_theta says 5.0, rope_par ... ;",
          set_json(CONFIG, rope_theta=5.0)),
     Case("quantised", "import hf out", "hf/config.json: the weights are quantised; import the model before",
          set_json(CONFIG, quantization_config={"quant_method": "gptq", "bits": 4})),
-    Case("kv heads do not divide heads", "import hf out", "hf/config.json: ... kv_heads 4 does not divide heads 6 ... ; ",
-         set_json(CONFIG, num_key_value_heads=4)),
-    Case("width is not heads times head_dim", "import hf out", "hf: tensor 'model.layers.0.self_attn.q_proj.weight' is ... ;",
-         set_json(CONFIG, head_dim=16)),
+    Case("kv heads do not divide heads", "import hf out",
+         "hf/config.json: ... kv_heads 4 does not divide heads 6 ... ; ", set_json(CONFIG, num_key_value_heads=4)),
+    Case("width is not heads times head_dim", "import hf out",
+         "hf: tensor 'model.layers.0.self_attn.q_proj.weight' is ... ;", set_json(CONFIG, head_dim=16)),
     Case("config of more layers", "import hf out", "hf: 9 of ", set_json(CONFIG, num_hidden_layers=4)),
-    Case("config of fewer layers", "import hf out", "hf: 9 tensors, 'model.layers.2.", set_json(CONFIG, num_hidden_layers=2)),
-    Case("config of another vocabulary", "import hf out", "tensor 'model.embed_tokens.weight' is [300, 48] ... [301, 48]; ",
-         set_json(CONFIG, vocab_size=301)),
+    Case("config of fewer layers", "import hf out", "hf: 9 tensors, 'model.layers.2.",
+         set_json(CONFIG, num_hidden_layers=2)),
+    Case("config of another vocabulary", "import hf out",
+         "tensor 'model.embed_tokens.weight' is [300, 48] ... [301, 48]; ", set_json(CONFIG, vocab_size=301)),
 ]  # fmt: skip
 
 FILES = [
@@ -105,7 +115,8 @@ FILES = [
          lambda: Path(WEIGHTS).write_bytes((1 << 62).to_bytes(8, "little") + Path(WEIGHTS).read_bytes()[8:])),
     Case("header is no JSON", "import hf out", "hf/model.safetensors: its header is not valid JSON", flip(WEIGHTS, 8)),
     Case("tensors overlap", "import hf out", f"hf/model.safetensors: tensors ... '{UP}' ... overlap; ", moved(UP, -4)),
-    Case("tensor beyond the end", "import hf out", "hf/model.safetensors: tensor ... ends at byte ... ; ", moved(UP, 10**9)),
+    Case("tensor beyond the end", "import hf out", "hf/model.safetensors: tensor ... ends at byte ... ; ",
+         moved(UP, 10**9)),
     Case("bytes of no tensor", "import hf out", "hf/model.safetensors: bytes ... belong to no tensor; ",
          header(WEIGHTS, lambda tree: tree.pop(UP))),
     Case("dtype unknown", "import hf out", f"hf/model.safetensors: tensor '{UP}' has the unknown dtype 'Q4'; ",
@@ -119,7 +130,8 @@ FILES = [
          tensors(WEIGHTS, lambda found: found.update({"adapter.weight": torch.ones(2)}))),
     Case("tensor of another shape", "import hf out", f"hf: tensor '{UP}' is [48, 96], config.json asks for [96, 48]; ",
          tensors(WEIGHTS, lambda found: found.update({UP: found[UP].T.contiguous()}))),
-    Case("malicious pickle", "import hf out", "hf/pytorch_model.bin: ... posix.system ... refused; do not trust this file", malicious),
+    Case("malicious pickle", "import hf out",
+         "hf/pytorch_model.bin: ... posix.system ... refused; do not trust this file", malicious),
     Case("pickle of something else", "import hf out", "hf/pytorch_model.bin: not a mapping of names to tensors; ",
          also(remove(WEIGHTS), lambda: torch.save([1, 2], "hf/pytorch_model.bin"))),
     Case("pickle cut short", "import hf out", "hf/pytorch_model.bin: ... ; fetch it again",
@@ -127,16 +139,18 @@ FILES = [
               cut("hf/pytorch_model.bin", -99))),
     Case("broken index", "import hf out", "hf/model.safetensors.index.json: not an index of weights ... ; fetch",
          also(spread(), cut("hf/model.safetensors.index.json", 50))),
-    Case("index leads out", "import hf out", "index.json: '../one.safetensors' names no file in the folder; do not trust",
+    Case("index leads out", "import hf out",
+         "index.json: '../one.safetensors' names no file in the folder; do not trust",
          spread(**{UP.replace(".", "__"): "../one.safetensors"})),
     Case("file of the index missing", "import hf out", "hf/two.safetensors: ... ; ",
          spread(**{UP.replace(".", "__"): "two.safetensors"})),
     Case("tensor of the index missing", "import hf out", "hf/one.safetensors: tensor 'more' ... is not there; fetch",
          spread(more="one.safetensors")),
-    Case("tokenizer of another model", "import hf out", "hf/tokenizer.json: the tokenizer has ids up to 299, the model 290",
-         also(set_json(CONFIG, vocab_size=290),
-              tensors(WEIGHTS, lambda found: found.update({k: v[:290].clone() for k, v in found.items() if len(v) == 300})))),
-    Case("broken tokenizer", "import hf out", "hf/tokenizer.json is not a tokenizer ... ; give", cut("hf/tokenizer.json", 9)),
+    Case("tokenizer of another model", "import hf out",
+         "hf/tokenizer.json: the tokenizer has ids up to 299, the model 290",
+         also(set_json(CONFIG, vocab_size=290), tensors(WEIGHTS, fewer_rows))),
+    Case("broken tokenizer", "import hf out", "hf/tokenizer.json is not a tokenizer ... ; give",
+         cut("hf/tokenizer.json", 9)),
 ]  # fmt: skip
 
 CUTS = [
@@ -149,8 +163,9 @@ CUTS = [
 
 EXPORTS = [
     Case("as a family that it does not fit", "export checkpoint out --to gpt_neox",
-         "checkpoint: the model does not fit gpt_neox: ... norm.kind is rms, gpt_neox has layer; ... mlp.gated ... ; choose"),
-    Case("run as a family that it does not fit", "export run out --to mistral", "does not fit mistral: ... parallel ... ;"),
+         "checkpoint: the model does not fit gpt_neox: norm.kind is rms ... ; mlp.gated ... ; choose another --to"),
+    Case("run as a family that it does not fit", "export run out --to mistral",
+         "does not fit mistral: ... parallel ... ;"),
     Case("as an unknown family", "export checkpoint out --to gptneox", "no family is called 'gptneox'; choose one of"),
     Case("in no size", "export checkpoint out --max-shard-size 5", "'5' is no size; write it as 500MB or 5GB"),
     Case("of a Hugging Face model", "export hf out", "hf: a Hugging Face folder, not ... ; run: neoxkit import hf"),

@@ -28,11 +28,13 @@ from neoxkit.mesh import Mesh
 
 WEB = ("requests", "urllib3", "idna", "certifi", "charset-normalizer")  # transformers 5 asks the hub by other means
 VERSIONS = {
-    "4.44.2": ("transformers==4.44.2", "tokenizers==0.19.1", "huggingface_hub==0.24.7", *WEB),
     "4.46.3": ("transformers==4.46.3", "tokenizers==0.20.3", "huggingface_hub==0.26.5", *WEB),
     "4.57.6": ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.0", *WEB),
     "installed": (),
 }
+
+IGNORED = {("4.46.3", "mistral-linear")}
+"""Before 4.48 a Mistral's rotary scaling was not looked at, however it is spelled."""
 
 TEXTS = ["def f(x):\n    return  x", f"one{EOD}two", "  caf\u00e9 cafe\u0301 \u4f60\u597d\t", "<|more|>", ""]
 """An e with a combining accent among them, which a tokenizer that normalises would change."""
@@ -98,16 +100,16 @@ def found(request: pytest.FixtureRequest, exported: Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-3000:]
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert said["version"] == version or not path
-    return {**said, "saved": saved}
+    return {"version": version, "models": said["models"], "saved": saved}
 
 
 def test_logits(found: dict[str, Any]) -> None:
-    models = found["models"]
+    version, models = found["version"], found["models"]
     assert len(models) == len(TINY) + 4
     for name, about in models.items():
         assert about["class"] == by_name(name.partition("-")[0]).architecture
         assert about["problems"] == [], name
-        assert about["difference"] < 1e-5, name
+        assert (about["difference"] < 1e-5) == ((version, name) not in IGNORED), name
 
 
 def test_dtype(found: dict[str, Any]) -> None:

@@ -107,7 +107,7 @@ def test_export_is_bit_identical(original: Path, recut: Checkpoint, tmp_path: Pa
 
 @pytest.mark.timeout(600)
 def test_logits(original: Path, recut: Checkpoint) -> None:
-    """Against transformers in fp32. The largest logit is about 25; both round differently in 30 layers."""
+    """Against transformers in fp32. The largest logit is 44, and on the machine first tried no bit differed."""
     from transformers import AutoModelForCausalLM
 
     ids = torch.tensor([Tokenizer(original).encode(TEXT)])
