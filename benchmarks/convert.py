@@ -3,9 +3,9 @@
 A random bf16 model is made on disk. Then, in turn, in several rounds, each in a process of its own
 and from a cold cache: `cp` and fsync of the model, `neoxkit import` of it, `cp` and fsync of the
 checkpoint, `neoxkit export` of it, and transformers' from_pretrained and save_pretrained of the
-model, also flushed. Wall time (of the whole process, with what it takes to start) and peak memory
-are the medians of the rounds; a ratio is the median of each round's. What was exported is compared
-with the model, bit for bit.
+model, also flushed. Wall time is that of the whole process, with what it takes to start: the median of the rounds, of
+which the first does not count. Peak memory is the highest of them; a ratio is the median of each
+round's. What was exported is compared with the model, bit for bit.
 
     python benchmarks/convert.py --billions 1.5 --rounds 5
 """
@@ -204,11 +204,12 @@ def rounds_of(base: Path, rounds: int, peer: bool) -> dict[str, list[Taken]]:
         command = [sys.executable, "-c", TRANSFORMERS, str(model), str(result)]
         acts["transformers"] = (command, model, result, False)
     taken: dict[str, list[Taken]] = {name: [] for name in acts}
-    for number in range(rounds):
-        for name, act in acts.items():
-            taken[name].append(measure(*act))
-            last = taken[name][-1]
-            print(f"round {number + 1}: {name:14} {last.wall:7.2f} s {last.memory:7.0f} MB", file=sys.stderr)
+    pairs = [["cp model", "import"], ["cp checkpoint", "export"], ["transformers"][: int(peer)]]
+    for number in range(rounds + 1):  # the first round warms up: memory that the machine has not used yet is slow
+        for name in (name for pair in pairs for name in (pair if number % 2 == 0 else reversed(pair))):
+            one = measure(*acts[name])
+            taken[name] += [one] if number else []
+            print(f"round {number}: {name:14} {one.wall:7.2f} s {one.memory:7.0f} MB", file=sys.stderr)
             if name == "export" and not number and not same(model, result):
                 raise SystemExit("what was exported is not the model that was imported")
     shutil.rmtree(result, ignore_errors=True)

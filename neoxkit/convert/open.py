@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neoxkit.checkpoint.folder import describe
+from neoxkit.checkpoint.folder import describe, list_checkpoints
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.errors import CheckpointError
 
@@ -20,13 +20,35 @@ def open_foreign(path: Path) -> HuggingFaceSource:
             f"{path}: a neoxkit checkpoint already", "use it as it is, or cut it anew: neoxkit reshard"
         )
     if not (path / "config.json").is_file():
-        cause, remedy = describe(path)
-        if cause.startswith("not a checkpoint"):
-            cause, remedy = "no config.json: not a Hugging Face model", "choose a model's folder"
+        cause, remedy = _instead(path)
         raise CheckpointError(f"{path}: {cause}", remedy)
     from neoxkit.convert.hf_source import HuggingFaceSource
 
     return HuggingFaceSource(path)
+
+
+def _instead(path: Path) -> tuple[str, str]:
+    """What a path without a config.json is, and what to do with it."""
+    if not path.exists():
+        return missing(path)
+    if path.is_file():
+        return "a file, not a model's folder", "name the folder that it lies in"
+    if list_checkpoints(path):
+        return (
+            "a run of neoxkit, whose checkpoints need no import",
+            "use them as they are, or cut one anew: neoxkit reshard",
+        )
+    cause, remedy = describe(path)
+    if cause.startswith("not a checkpoint"):
+        return "no config.json: not a Hugging Face model", "choose a model's folder"
+    return cause, remedy
+
+
+def missing(path: Path) -> tuple[str, str]:
+    """That nothing is there, and what to do: a name of the Hub is not a path."""
+    if len(path.parts) == 2 and not path.parent.exists():
+        return "no such file or folder", f"check the path, or fetch it: hf download {path} --local-dir {path.name}"
+    return "no such file or folder", "check the path"
 
 
 def is_foreign(path: Path) -> bool:
@@ -36,6 +58,9 @@ def is_foreign(path: Path) -> bool:
 
 def open_any(path: Path) -> Checkpoint | HuggingFaceSource:
     """A neoxkit checkpoint, a run's folder (its newest checkpoint), or a model that another program wrote."""
+    if not path.exists():
+        cause, remedy = missing(path)
+        raise CheckpointError(f"{path}: {cause}", remedy)
     if is_foreign(path):
         return open_foreign(path)
     return Checkpoint.open(path)

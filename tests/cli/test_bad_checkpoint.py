@@ -63,6 +63,8 @@ NONE = [
     Case("nothing there", "inspect nowhere", "nowhere: no such file or folder; check the path"),
     Case("nothing to verify", "verify nowhere", "nowhere: no such file or folder; check the path"),
     Case("nothing to compare with", "diff checkpoint nowhere", "nowhere: no such file or folder; check the path"),
+    Case("a Hub id", "generate EleutherAI/pythia-160m --prompt a",
+         "no such file or folder; ... hf download EleutherAI/"),
     Case("another folder", "inspect text", "text: not a checkpoint: it has no manifest.json; choose a folder that"),
     Case("the parent of a run", "generate . --prompt a", ".: not a checkpoint: ... ; choose"),
     Case("a file of it", "inspect checkpoint/manifest.json",

@@ -59,8 +59,11 @@ def malicious() -> None:
 
 FOLDERS = [
     Case("no such folder", "import nowhere out", "nowhere: no such file or folder; check the path"),
-    Case("a Hub id", "import EleutherAI/pythia-160m out", "EleutherAI/pythia-160m: no such file or folder ... ; "),
-    Case("a weight file", "import hf/model.safetensors out", "hf/model.safetensors: a file, ... ; name the folder"),
+    Case("a Hub id", "import EleutherAI/pythia-160m out",
+         "EleutherAI/pythia-160m: no such file or folder; ... hf download"),
+    Case("a weight file", "import hf/model.safetensors out",
+         "hf/model.safetensors: a file, not a model's folder; name"),
+    Case("a run", "import run out", "run: a run of neoxkit, whose checkpoints need no import; use them as they are"),
     Case("a folder of text", "import text out",
          "text: no config.json: not a Hugging Face model; choose a model's folder"),
     Case("a checkpoint", "import checkpoint out", "checkpoint: a neoxkit checkpoint already; ... neoxkit reshard"),
