@@ -64,8 +64,12 @@ class OutputFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         with disk(path, self.size):
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            _reserve(self._fd, self.size)
-            _write_all(self._fd, self._head, 0)
+            try:
+                _reserve(self._fd, self.size)
+                _write_all(self._fd, self._head, 0)
+            except OSError:
+                self.close()
+                raise
 
     def write(self, key: str, box: Box, data: Bytes, threads: ThreadPoolExecutor, known: int | None = None) -> None:
         """Put a box's bytes in their place. `data` may be changed when this returns.

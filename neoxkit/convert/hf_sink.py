@@ -16,7 +16,7 @@ from neoxkit.checkpoint import Source
 from neoxkit.checkpoint.dtypes import TORCH, octets
 from neoxkit.checkpoint.folder import attempt_path, exists, flush, new_attempt, put_in_place, remove, write_durably
 from neoxkit.checkpoint.format import ITEM_BYTES, MODEL
-from neoxkit.checkpoint.output import OutputFile
+from neoxkit.checkpoint.output import OutputFile, disk
 from neoxkit.checkpoint.safetensors_file import tensor_bytes
 from neoxkit.convert.tokenizer import pretty
 from neoxkit.errors import CheckpointError, ConversionError
@@ -106,7 +106,8 @@ class HuggingFaceSink:
         self._threads = ThreadPoolExecutor(3)
         self._outputs: dict[str, OutputFile] = {}
         try:
-            self._aside.mkdir(parents=True)
+            with disk(self.folder, self.bytes):
+                self._aside.mkdir(parents=True)
             for name, shard in shards.items():
                 tensors = {key: (slot.dtype, slot.shape) for key, slot in shard.items()}
                 self._outputs[name] = OutputFile(self._aside / name, tensors, ITEM_BYTES, {"format": "pt"})
@@ -149,10 +150,11 @@ class HuggingFaceSink:
             assert not output.incomplete(), f"{path}: {output.incomplete()[0]} was not written whole"
             output.finish(self._threads)
         self._outputs.clear()
-        for name, data in self._files.items():
-            write_durably(self._aside / name, data)
-        flush(self._aside)
-        put_in_place(self._aside, self.folder, self._force)
+        with disk(self.folder, sum(map(len, self._files.values()))):
+            for name, data in self._files.items():
+                write_durably(self._aside / name, data)
+            flush(self._aside)
+            put_in_place(self._aside, self.folder, self._force)
         self._threads.shutdown()
 
     def abort(self) -> None:
@@ -168,12 +170,12 @@ class HuggingFaceSink:
         self._outputs[self._file_of[key]].write(key, box, octets(value), self._threads)
 
     def _check(self) -> None:
-        if not self.folder.exists():
+        if not self.folder.exists() and not self.folder.is_symlink():
             return
         if not self._force:
             raise exists(self.folder)
         model = (self.folder / "config.json").is_file() and not (self.folder / "manifest.json").exists()
-        if not self.folder.is_dir() or not (model or not any(self.folder.iterdir())):
+        if self.folder.is_symlink() or not self.folder.is_dir() or not (model or not any(self.folder.iterdir())):
             raise CheckpointError(f"{self.folder} exists and is no Hugging Face model", "choose another destination")
 
 

@@ -31,7 +31,11 @@ def check_model(source: Source) -> None:
 
 
 def load_weights(source: Source, model: Decoder) -> None:
-    """Fill a decoder's parameters in place, in their own dtype and on their own device."""
+    """Fill a decoder's parameters in place, in their own dtype and on their own device.
+
+    Raises ConversionError when the source's tensors are not those of its configuration.
+    """
+    check_model(source)
     for spec, box, value in pieces(model):
         value.copy_(source.read(MODEL + spec.name, box))
 
@@ -39,9 +43,8 @@ def load_weights(source: Source, model: Decoder) -> None:
 def load_decoder(source: Source, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Decoder:
     """The model of a source, ready to run; in the dtype of its embedding unless told otherwise.
 
-    Raises ConversionError when the source's tensors are not those of its configuration.
+    Raises as `load_weights` does.
     """
-    check_model(source)
     model = Decoder(source.config, device, dtype or TORCH[source.dtype(MODEL + "embed.weight")])
     load_weights(source, model)
     return model.eval()

@@ -13,6 +13,7 @@ from neoxkit.checkpoint.writer import Part, Writer, cut
 from neoxkit.convert.copy import Converted, copy
 from neoxkit.convert.hf_sink import HuggingFaceSink, plan_shards
 from neoxkit.convert.hf_source import HuggingFaceSource
+from neoxkit.convert.load import check_model
 from neoxkit.convert.tokenizer import check_vocabulary, exported_files, tokenizer_files
 from neoxkit.errors import ConversionError
 from neoxkit.families.schema import Family
@@ -129,7 +130,12 @@ def export_sizes(checkpoint: Checkpoint, family: Family, dtype: str | None, most
 
 
 def fitting(checkpoint: Checkpoint, family: Family, dtype: str | None = None) -> Converted:
-    """The checkpoint as a source, if the family can spell it. Raises ConversionError with each reason if not."""
+    """The checkpoint as a source, if the family can spell it.
+
+    Raises ConversionError, with each reason, if not, and when its tensors are not those of its
+    configuration.
+    """
+    check_model(checkpoint)
     if reasons := unfit(family, checkpoint.config):
         raise ConversionError(
             f"{checkpoint.path}: the model does not fit {family.name}: {'; '.join(reasons)}", "choose another --to"

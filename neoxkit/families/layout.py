@@ -55,8 +55,9 @@ class PerHead:
 
     def join(self, ours: list[Tensor]) -> list[Tensor]:
         """parts tensors of [heads * D, ...] -> [heads * parts * D, ...]."""
-        import torch
-
         rows, rest = ours[0].shape[0], ours[0].shape[1:]
-        grouped = torch.stack([part.reshape(self.heads, rows // self.heads, *rest) for part in ours], dim=1)
+        # Filled, not stacked: on the meta device torch.stack imports half of torch's compiler, for a second.
+        grouped = ours[0].new_empty(self.heads, self.parts, rows // self.heads, *rest)
+        for index, part in enumerate(ours):
+            grouped[:, index] = part.reshape(self.heads, rows // self.heads, *rest)
         return [grouped.reshape(rows * self.parts, *rest)]

@@ -155,7 +155,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Hold a run's folder, made when it is not there. Raises ConfigError when another process trains in it."""
     if folder.is_file():
         raise ConfigError(f"save.folder {folder} is a file", "name a folder")
-    made = not folder.exists()
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder)
     if held is None:
@@ -163,6 +163,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if made and not any(folder.iterdir()):  # refused before the first step
-            folder.rmdir()
+        for each in made:
+            if not any(each.iterdir()):  # refused before the first step
+                each.rmdir()
         os.close(held)

@@ -129,6 +129,8 @@ DAMAGED = [
     Case("configuration of another size", "generate checkpoint --prompt a",
          "mlp.gate.weight is [96, 48] ... config.json ... ; ",
          config(mlp={"hidden": 95, "gated": True, "activation": "silu", "bias": False})),
+    Case("configuration of another size, to export", "export checkpoint out",
+         "embed.weight is [300, 48] ... config.json ... [310, 48]; ", config(vocab=310)),
 ]  # fmt: skip
 
 RESHARD = [

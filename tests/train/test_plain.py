@@ -14,7 +14,7 @@ from neoxkit.families.schema import expand
 from neoxkit.families.spelling import write_config
 from neoxkit.nn.decoder import holdings, pieces, specs
 from neoxkit.nn.init import initialise
-from neoxkit.spec import Role, gaps
+from neoxkit.spec import Role, TensorSpec, gaps
 from neoxkit.train.objectives.lm import NextToken
 from neoxkit.train.plain import PlainEngine, TrainingError
 from neoxkit.train.schedule import rate_of
@@ -35,10 +35,18 @@ def values(built: PlainEngine) -> dict[str, torch.Tensor]:
 
 
 class Memory:
-    """A Source over a dictionary."""
+    """A Source over the state of an engine."""
 
-    def __init__(self, held: dict[str, torch.Tensor]) -> None:
-        self.held = held
+    def __init__(self, built: PlainEngine) -> None:
+        self.held = values(built)
+        self.config = built.model.config
+        self.specs = {held.name: held.spec for held in built.state()}
+
+    def names(self) -> list[str]:
+        return list(self.held)
+
+    def spec(self, name: str) -> TensorSpec:
+        return self.specs[name]
 
     def read(self, name: str, want: Any = None) -> torch.Tensor:
         value = self.held[name]
@@ -177,7 +185,7 @@ def test_loaded_state_goes_on_bit_for_bit(precision: str) -> None:
     first, second = engine("llama", precision=precision), engine("llama", precision=precision, seed=9)
     for step in range(3):
         first.step([runs.batch(2, step)], 0.01)
-    second.load_state(Memory(values(first)), first.counters())  # type: ignore[arg-type]
+    second.load_state(Memory(first), first.counters())  # type: ignore[arg-type]
     for step in range(3, 6):
         assert first.step([runs.batch(2, step)], 0.01) == second.step([runs.batch(2, step)], 0.01)
     mine, theirs = values(first), values(second)
@@ -186,7 +194,7 @@ def test_loaded_state_goes_on_bit_for_bit(precision: str) -> None:
 
 def test_loaded_weights_rebuild_the_masters() -> None:
     first, second = engine("llama", precision="bf16"), engine("llama", precision="bf16", seed=9)
-    second.load_weights(Memory(values(first)))  # type: ignore[arg-type]
+    second.load_weights(Memory(first))  # type: ignore[arg-type]
     held = values(second)
     for spec, _, weight in pieces(first.model):
         assert torch.equal(held[f"optimizer/master/{spec.name}"], weight.float())
