@@ -100,6 +100,11 @@ def overlap(a: Box, b: Box) -> Box | None:
     return common if all(start < stop for start, stop in common) else None
 
 
+def within(inner: Box, outer: Box) -> bool:
+    """Whether one box lies in another."""
+    return all(k <= i and j <= m for (i, j), (k, m) in zip(inner, outer, strict=True))
+
+
 def relative(inner: Box, outer: Box) -> Box:
     """`inner` in coordinates that start at the corner of `outer`."""
     return tuple((i - k, j - k) for (i, j), (k, _) in zip(inner, outer, strict=True))
@@ -160,8 +165,8 @@ def boxes(spec: TensorSpec, sizes: Mapping[Axis, int]) -> dict[Box, list[dict[Ax
 
 
 def rows(box: Box, most: int) -> Iterator[Box]:
-    """Cut a box along dimension 0 into boxes of at most `most` elements, or one row each."""
-    if not box:
+    """Cut a box along dimension 0 into boxes of at most `most` elements, or one row each; an empty one is not cut."""
+    if not box or not volume(box):
         yield box
         return
     (start, stop), rest = box[0], box[1:]

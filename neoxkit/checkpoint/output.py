@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from neoxkit.checkpoint.checksum import closed, combine, contribution, crc64nvme, row_dim
 from neoxkit.checkpoint.coverage import covers
+from neoxkit.checkpoint.raw_io import forget, write_at
 from neoxkit.checkpoint.safetensors_file import build_header
 from neoxkit.errors import CheckpointError
 from neoxkit.spec import Box, extent
@@ -66,7 +67,7 @@ class OutputFile:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 _reserve(self._fd, self.size)
-                _write_all(self._fd, self._head, 0)
+                write_at(self._fd, self._head, 0)
             except OSError:
                 self.close()
                 raise
@@ -95,17 +96,19 @@ class OutputFile:
     def _sync(self) -> None:
         with disk(self.path, self.size):
             os.fsync(self._fd)
+            if self.size > _FLUSH_EVERY:
+                forget(self._fd)
 
     def _put(self, slot: Slot, box: Box, data: Bytes) -> None:
         if not data.size:
             return
         with disk(self.path, self.size):
             if (inner := row_dim(slot.shape, box)) == 0:
-                _write_all(self._fd, data, slot.first + _offset(slot, [start for start, _ in box]))
+                write_at(self._fd, data, slot.first + _offset(slot, [start for start, _ in box]))
                 return
             rest = [start for start, _ in box[inner:]]
             for place, row in zip(_rows(box, inner), data.reshape(prod(extent(box)[:inner]), -1), strict=True):
-                _write_all(self._fd, row, slot.first + _offset(slot, [*place, *rest]))
+                write_at(self._fd, row, slot.first + _offset(slot, [*place, *rest]))
 
     def incomplete(self) -> list[str]:
         """The keys of tensors that are not wholly written, each element once."""
@@ -170,10 +173,3 @@ def _reserve(fd: int, size: int) -> None:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
     os.ftruncate(fd, size)
-
-
-def _write_all(fd: int, data: bytes | Bytes, at: int) -> None:
-    rest = memoryview(data)  # type: ignore[arg-type,unused-ignore]  # numpy 1 has no Buffer
-    while rest:
-        done = os.pwrite(fd, rest, at)
-        rest, at = rest[done:], at + done

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from neoxkit.checkpoint.checksum import closed, crc64nvme, linear, row_dim, shift
 from neoxkit.checkpoint.format import BLOCK_BYTES, ITEM_BYTES, Manifest, PieceEntry, TensorEntry
+from neoxkit.checkpoint.raw_io import InputFile
 from neoxkit.checkpoint.safetensors_file import Entry, Header, read_header
 from neoxkit.errors import CheckpointError
 from neoxkit.spec import Box, extent, overlap, relative, rows, run_boxes, volume
@@ -48,7 +48,7 @@ class PieceFiles:
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self._root, self._manifest = root, manifest
         self._headers: dict[int, Header] = {}
-        self._fds: dict[int, int] = {}
+        self._files: dict[int, InputFile] = {}
         self._threads: ThreadPoolExecutor | None = None
 
     def path(self, piece: PieceEntry) -> Path:
@@ -57,9 +57,9 @@ class PieceFiles:
 
     def close(self) -> None:
         """Close the files; they are opened again when needed."""
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
@@ -103,15 +103,12 @@ class PieceFiles:
 
     def read_into(self, piece: PieceEntry, at: int, data: Bytes) -> None:
         """Fill `data` from byte `at` of a piece's file."""
-        view, fd = memoryview(data), self._fd(piece)  # type: ignore[arg-type,unused-ignore]
-        while view:
-            try:
-                done = os.preadv(fd, [view], at)
-            except OSError as error:
-                raise CheckpointError(f"{self.path(piece)}: {error.strerror}", "check the disk") from error
-            if not done:
-                raise CheckpointError(f"{self.path(piece)}: cut short while it was read", _REMEDY)
-            view, at = view[done:], at + done
+        try:
+            whole = self._file(piece).read(data, at)
+        except OSError as error:
+            raise CheckpointError(f"{self.path(piece)}: {error.strerror}", "check the disk") from error
+        if not whole:
+            raise CheckpointError(f"{self.path(piece)}: cut short while it was read", _REMEDY)
 
     def crc_into(self, piece: PieceEntry, at: int, data: Bytes) -> int:
         """Fill `data` as `read_into`, and return its CRC, computed while the next part is being fetched."""
@@ -131,16 +128,13 @@ class PieceFiles:
             crc = crc64nvme(part, crc)
         return crc
 
-    def _fd(self, piece: PieceEntry) -> int:
-        if piece.file not in self._fds:
+    def _file(self, piece: PieceEntry) -> InputFile:
+        if piece.file not in self._files:
             try:
-                fd = os.open(self.path(piece), os.O_RDONLY | os.O_NOFOLLOW)
+                self._files[piece.file] = InputFile(self.path(piece))
             except OSError as error:
                 raise CheckpointError(f"{self.path(piece)}: {error.strerror}", _REMEDY) from error
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            self._fds[piece.file] = fd
-        return self._fds[piece.file]
+        return self._files[piece.file]
 
     def blame(self, name: str, tensor: TensorEntry) -> str:
         """The files that hold damaged pieces of a tensor, in words, found by reading each piece again."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neoxkit.checkpoint.checksum import closed, combine, crc64nvme
 from neoxkit.checkpoint.coverage import spelled
-from neoxkit.checkpoint.folder import describe, list_checkpoints, load_manifest, newest
+from neoxkit.checkpoint.folder import describe, list_checkpoints, load_manifest, newest, unfinished
 from neoxkit.checkpoint.format import (
     BLOCK_BYTES,
     CONFIG,
@@ -58,7 +58,7 @@ class Checkpoint:
         damaged, unknown or unsafe. Sizes and coverage are checked; tensors are as they are read.
         """
         folder = Path(path)
-        if folder.name.startswith(".") and folder.name.endswith(".partial") and folder.is_dir():
+        if folder.is_dir() and unfinished(folder) is not None:
             raise CheckpointError(f"{folder}: {describe(folder)[0]}", describe(folder)[1])
         if (folder / MANIFEST).is_file():
             return cls(folder, load_manifest(folder))
@@ -187,30 +187,6 @@ class Checkpoint:
             self._check_whole(name, entry, total)
         elif checks is not None:
             self._check_pieces(name, entry, checks)
-
-    def verify_files(self) -> Iterator[tuple[str, int]]:
-        """Check every file, all of it, against its CRC; yields the path and the bytes read, block by block.
-
-        Raises CheckpointError, naming the file, at the first that is damaged, and for a file that
-        the manifest does not list. `read` or `stream` each tensor to check that the pieces are the
-        tensors that the manifest says.
-        """
-        import numpy as np
-
-        listed = {file.path for file in self.manifest.files} | {MANIFEST}
-        for path in sorted(self.path.rglob("*")):
-            name = path.relative_to(self.path).as_posix()
-            if not path.is_dir() and name not in listed:
-                raise CheckpointError(f"{path}: the manifest does not list this file", "move it elsewhere")
-        room = np.empty(BLOCK_BYTES, np.uint8)
-        for file in self.manifest.files:
-            crc = 0
-            with (self.path / file.path).open("rb", buffering=0) as data:
-                while size := data.readinto(room):  # type: ignore[arg-type,unused-ignore]
-                    crc = crc64nvme(room[:size], crc)
-                    yield file.path, size
-            if crc != file.crc:
-                raise CheckpointError(f"{self.path / file.path}: damaged: its checksum is {crc:016x}", _REMEDY)
 
     def _check_whole(self, name: str, entry: TensorEntry, crc: int) -> None:
         if crc != entry.crc:

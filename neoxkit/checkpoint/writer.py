@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from neoxkit import __version__
 from neoxkit.checkpoint import dtypes
+from neoxkit.checkpoint.attempt import Attempt
 from neoxkit.checkpoint.checksum import closed, contribution, crc64nvme, linear, row_dim, run_contribution
-from neoxkit.checkpoint.folder import (
-    attempt_path,
-    check_destination,
-    flush,
-    lock,
-    new_attempt,
-    put_in_place,
-    remove,
-    remove_dead_attempts,
-    write_durably,
-)
+from neoxkit.checkpoint.folder import flush, not_a_checkpoint, write_durably
 from neoxkit.checkpoint.format import (
     CONFIG,
     ITEM_BYTES,
@@ -52,8 +42,7 @@ from neoxkit.checkpoint.output import OutputFile, disk
 from neoxkit.checkpoint.plan import Part, cut
 from neoxkit.checkpoint.safetensors_file import build_header
 from neoxkit.errors import CheckpointError
-from neoxkit.log import note
-from neoxkit.spec import Box, Run, extent, overlap, relative, volume, whole
+from neoxkit.spec import Box, Run, extent, overlap, relative, volume, whole, within
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +62,7 @@ class Writer:
     Nothing is visible at `folder` before the commit, and everything after it. Leaving a `with` block
     by an exception aborts.
 
-    `tokenizer` are the tokenizer's files by name; `keep` is a manifest whose unknown fields are
+    `tokenizer` are the contents of the tokenizer's files by name; `keep` is a manifest whose unknown fields are
     carried over. Raises CheckpointError when `folder` exists (with `force`: exists and is not a
     checkpoint), when the disk has not the room, and whenever the system refuses a write; the attempt
     is then removed.
@@ -91,7 +80,7 @@ class Writer:
         tokens: int = 0,
         lineage: Sequence[Mapping[str, Any]] = (),
         run_yaml: str | None = None,
-        tokenizer: Mapping[str, Path] | None = None,
+        tokenizer: Mapping[str, bytes] | None = None,
         trainer: Mapping[str, Any] | None = None,
         rng: Mapping[str, Any] | None = None,
         rank: int = 0,
@@ -101,10 +90,9 @@ class Writer:
         keep: Manifest | None = None,
     ) -> None:
         assert attempt is not None or world == 1, "ranks must agree on the attempt's name"
-        self.folder = Path(os.path.abspath(folder))
-        self._parts, self._rank, self._world, self._force = list(parts), rank, world, force
-        self._attempt = attempt or new_attempt()
-        self._aside = attempt_path(self.folder, self._attempt)
+        self._attempt = Attempt(folder, not_a_checkpoint, force, attempt, rank)
+        self.folder, self._aside = self._attempt.folder, self._attempt.path
+        self._parts, self._rank, self._world = list(parts), rank, world
         self._about: dict[str, Any] = {"step": step, "samples": samples, "tokens": tokens}
         self._about |= {"mesh": dict(mesh), "lineage": tuple(lineage)}
         self._keep = keep
@@ -117,11 +105,10 @@ class Writer:
         self._open: dict[str, OutputFile] = {}
         self._sums: dict[str, int] = {}  # contributions to each tensor's CRC
         self._small: dict[str, tuple[int, int]] = {}  # bytes and CRC of each other file
-        self._lock: int | None = None
         self._state = "open"
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="checkpoint")
         try:
-            self._start()
+            self._attempt.make(sum(part.bytes for part in self._parts))
             self._write_rng(rng)
             if rank == 0:
                 self._write_small(config, run_yaml, tokenizer, trainer)
@@ -160,9 +147,10 @@ class Writer:
         data = dtypes.octets(value)
         known = linear(data) if row_dim(spec.shape, box) == 0 else None
         left = volume(box)
+        empty = not left  # an empty box has no element in common with any, and yet empty pieces must be written
         for index in indices:
             part = self._parts[index]
-            common = part.box if not left and part.box == box else overlap(box, part.box)
+            common = part.box if empty and not part.elements and within(part.box, box) else overlap(box, part.box)
             if common is None:
                 continue
             assert part.run is None, f"{name}: planned as runs, written as a box"
@@ -194,7 +182,7 @@ class Writer:
     def _file(self, path: str) -> OutputFile:
         if path not in self._open:
             tensors, pieces = self._layout(path)
-            about = json.dumps({"format": [NAME, VERSION], "attempt": self._attempt, "pieces": pieces})
+            about = json.dumps({"format": [NAME, VERSION], "attempt": self._attempt.name, "pieces": pieces})
             self._open[path] = OutputFile(self._aside / path, tensors, ITEM_BYTES, {"neoxkit": about})
         return self._open[path]
 
@@ -222,7 +210,7 @@ class Writer:
             if self._rank == 0:
                 self._publish()
         self._state = "committed"
-        self._release()
+        self._threads.shutdown()
 
     def abort(self) -> None:
         """Remove what was written; after a commit, nothing. On ranks other than 0 only files are closed."""
@@ -231,9 +219,8 @@ class Writer:
         self._state = "aborted"
         for file in self._open.values():
             file.close()
-        if self._rank == 0 and self._lock is not None:
-            remove(self._aside)
-        self._release()
+        self._attempt.abort()
+        self._threads.shutdown()
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:
@@ -243,35 +230,11 @@ class Writer:
             self.abort()
             raise
 
-    def _release(self) -> None:
-        self._threads.shutdown()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def _start(self) -> None:
-        parent = self.folder.parent
-        if self._rank != 0:
-            self._aside.mkdir(parents=True, exist_ok=True)
-            return
-        check_destination(self.folder, self._force)
-        with disk(self.folder, 0):
-            parent.mkdir(parents=True, exist_ok=True)
-            for dead in remove_dead_attempts(parent):
-                note(f"removed {dead}, which an interrupted save or deletion left")
-            need, free = sum(part.bytes for part in self._parts), shutil.disk_usage(parent).free
-            if need > free:
-                raise CheckpointError(
-                    f"{self.folder}: needs {need} bytes, and the disk has {free} free", "free some, or save elsewhere"
-                )
-            self._aside.mkdir(exist_ok=True)
-            self._lock = lock(self._aside)
-
     def _write_small(
         self,
         config: ModelConfig,
         run_yaml: str | None,
-        tokenizer: Mapping[str, Path] | None,
+        tokenizer: Mapping[str, bytes] | None,
         trainer: Mapping[str, Any] | None,
     ) -> None:
         self._save(CONFIG, config.model_dump_json(indent=1).encode() + b"\n")
@@ -279,8 +242,8 @@ class Writer:
             self._save(RUN_YAML, run_yaml.encode())
         if trainer is not None:
             self._save(STATE, json.dumps(trainer, indent=1).encode() + b"\n")
-        for name, path in (tokenizer or {}).items():
-            self._save(f"{TOKENIZER}/{name}", path.read_bytes())
+        for name, data in (tokenizer or {}).items():
+            self._save(f"{TOKENIZER}/{name}", data)
 
     def _write_rng(self, rng: Mapping[str, Any] | None) -> None:
         if not rng:
@@ -343,7 +306,7 @@ class Writer:
             for rank in range(self._world):
                 (self._aside / _sidecar(rank)).unlink()
             flush(self._aside)
-            put_in_place(self._aside, self.folder, self._force)
+            self._attempt.commit()
 
     def _manifest(self, files: list[FileEntry], crcs: Mapping[int, int], sums: Mapping[str, int]) -> Manifest:
         number = {file.path: index for index, file in enumerate(files)}
@@ -363,7 +326,7 @@ class Writer:
             tensors=tensors,
             writer=f"neoxkit {__version__}",
             created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            attempt=self._attempt,
+            attempt=self._attempt.name,
             extra=self._keep.extra if self._keep else {},
             format_extra=self._keep.format_extra if self._keep else {},
             **self._about,

@@ -96,13 +96,23 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> int:
-        """Run the command. Its result is its exit code alone: what it returns is dropped."""
+        """Run the command. Its result is its exit code alone: what it returns is dropped.
+
+        An interrupt may say what became of the work: KeyboardInterrupt("nothing was written").
+        """
         try:
             super().invoke(ctx)
             sys.stdout.flush()  # a full disk or a closed pipe must show here, not in the interpreter's last breath
         except BrokenPipeError:
             _forget_output()
             return BROKEN_PIPE
+        except KeyboardInterrupt as interrupt:
+            _forget_output()
+            if sys.stderr.isatty():
+                click.echo(err=True)  # the terminal has shown ^C on this line
+            became = f"; {interrupt}" if interrupt.args else ""
+            click.echo(f"error: interrupted{became}", err=True)
+            return INTERRUPTED
         return 0
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
@@ -114,7 +124,10 @@ class Commands(click.Group):
         except click.exceptions.NoArgsIsHelpError as bare:
             click.echo(bare.format_message(), err=True)
             code = 2
-        except click.Abort:
+        except click.Abort as abort:
+            if isinstance(abort.__cause__, EOFError):  # click takes it for the end of what a person types
+                raise abort.__cause__ from None
+            click.echo("error: interrupted", err=True)
             code = INTERRUPTED
         except Exception as error:
             line = explain(error)

@@ -36,7 +36,16 @@ def command() -> None:
     """Turn text into tokens to train on, and show what token files hold."""
 
 
-@command.command()
+GLOBS = Selection().include
+TOKENIZE = f"""Turn the text of INPUTS, files and folders, into PREFIX.bin and PREFIX.idx.
+
+A file that is named is taken as it is, of a folder {", ".join(GLOBS[:-1])} and {GLOBS[-1]} at any
+depth, unless --include says otherwise. A file is a document; each line of a .jsonl file is one.
+PREFIX.json says which tokenizer made the tokens, PREFIX.files.txt from which files.
+"""
+
+
+@command.command(help=TOKENIZE)
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", "prefix", required=True, metavar="PREFIX", type=click.Path(path_type=Path),
               help="What the names of the files written begin with.")  # fmt: skip
@@ -49,7 +58,7 @@ def command() -> None:
 @click.option("--holdout", type=float, default=0.0, metavar="SHARE",
               help="Hold out this share, 0.03 say, of the entries of each input folder, or of the lines of a .jsonl "
               "file, chosen by a hash: PREFIX-train.* and PREFIX-heldout.*.")  # fmt: skip
-@click.option("--include", multiple=True, default=Selection().include, show_default=True, metavar="GLOB",
+@click.option("--include", multiple=True, default=GLOBS, show_default=True, metavar="GLOB",
               help="Which files of a folder are text; may repeat.")  # fmt: skip
 @click.option(
     "--exclude", multiple=True, metavar="GLOB", help="Which files and folders of a folder to leave out; may repeat."
@@ -66,11 +75,6 @@ def command() -> None:
 def tokenize(
     inputs: tuple[Path, ...], prefix: Path, include: tuple[str, ...], exclude: tuple[str, ...], key: str, **rest: Any
 ) -> None:
-    """Turn the text of INPUTS, files and folders, into PREFIX.bin and PREFIX.idx.
-
-    A file is a document; each line of a .jsonl file is one. PREFIX.json says which tokenizer made the
-    tokens, PREFIX.files.txt from which files.
-    """
     from neoxkit.data.tokenize import Request
     from neoxkit.data.tokenize import tokenize as run
 

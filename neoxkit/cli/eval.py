@@ -25,7 +25,7 @@ from neoxkit.errors import DataError
     "--files-from", "listing", type=click.Path(path_type=Path), help="A file with the name of a text on each line."
 )
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="The tokenizer; SOURCE's own when left out.")
-@options.dtype("Run in this precision; as the weights are kept when left out.")
+@options.run_dtype()
 @options.device()
 @options.json()
 def command(
@@ -62,11 +62,12 @@ def command(
         "tokens": found.tokens,
         "bytes": found.bytes,
         "files": len(names),
+        "dtype": options.spelled_dtype(model),
     }
     if as_json:
         click.echo(json.dumps(result))
     else:
         click.echo(
             f"{found.bits_per_byte:.4f} bits per byte; perplexity {found.per_token:.2f} per token "
-            f"({len(names)} files, {found.bytes:,} bytes, {found.tokens:,} tokens)"
+            f"({len(names)} files, {found.bytes:,} bytes, {found.tokens:,} tokens; in {result['dtype']})"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from neoxkit.cli import options
+from neoxkit.errors import ConfigError
 
 CLOSE = 1e-5
 """fp32 logits of the same weights by two programs differ by less than this, relative to the largest."""
@@ -26,6 +27,7 @@ CLOSE = 1e-5
 @options.dry_run()
 @options.force()
 @click.pass_context
+@options.whole_or_nothing
 def command(
     ctx: click.Context,
     source: Path,
@@ -42,10 +44,15 @@ def command(
     SOURCE is a checkpoint, or a run's folder (its newest checkpoint). DESTINATION becomes a folder
     that transformers 4.45 to 5 loads. With --check the exit code is 1 when logits differ.
     """
+    from neoxkit.checkpoint.attempt import check_destination
     from neoxkit.checkpoint.reader import Checkpoint
+    from neoxkit.convert.hf_sink import not_a_model
     from neoxkit.convert.transfer import export_model, export_sizes
     from neoxkit.families import by_name
 
+    if check and dry_run:
+        raise ConfigError("--check loads what --dry-run does not write", "leave one of them out")
+    check_destination(destination, force, not_a_model)
     checkpoint = Checkpoint.open(source)
     chosen = by_name(checkpoint.config.family if family == "auto" else family)
     most, kept = options.size_in_bytes(max_shard_size), options.safetensors_dtype(dtype)

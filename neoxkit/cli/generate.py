@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
 
 from neoxkit.cli import options
 from neoxkit.errors import DataError
+from neoxkit.log import note
 
 
 @click.command()
@@ -50,7 +52,7 @@ from neoxkit.errors import DataError
     help="The same seed draws the same text.",
 )
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="The tokenizer; SOURCE's own when left out.")
-@options.dtype("Run in this precision; as the weights are kept when left out.")
+@options.run_dtype()
 @options.device()
 def command(
     source: Path,
@@ -86,9 +88,20 @@ def command(
         model, ids, max_tokens, Sampling(temperature, top_k, top_p), seed, stop_ids(folder, model.config)
     )
     click.echo(text, nl=False)
-    for piece in deltas(tokens, words.decode, before=ids):
+    new: list[int] = []
+    for piece in deltas(_kept(tokens, new), words.decode, before=ids):
         click.echo(piece, nl=False)
     click.echo()
+    context = model.config.context
+    if len(ids) + len(new) == context and len(new) < max_tokens:
+        note(f"stopped after {len(new)} new tokens: the model's context of {context} is full")
+
+
+def _kept(tokens: Iterable[int], into: list[int]) -> Iterator[int]:
+    """The tokens as they come, each put into a list on the way."""
+    for token in tokens:
+        into.append(token)
+        yield token
 
 
 def prompt_text(prompt: str) -> str:

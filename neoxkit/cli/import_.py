@@ -18,6 +18,7 @@ from neoxkit.cli import options
 @click.option("--no-tokenizer", is_flag=True, help="Leave the tokenizer's files behind.")
 @options.dry_run()
 @options.force()
+@options.whole_or_nothing
 def command(
     source: Path, destination: Path, tp: int, pp: int, dtype: str | None, no_tokenizer: bool, dry_run: bool, force: bool
 ) -> None:
@@ -26,11 +27,14 @@ def command(
     SOURCE holds config.json and safetensors or .bin files of a GPT-NeoX, Llama or Mistral model.
     DESTINATION becomes the checkpoint, cut for --tp and --pp.
     """
+    from neoxkit.checkpoint.attempt import check_destination
+    from neoxkit.checkpoint.folder import not_a_checkpoint
     from neoxkit.convert.copy import Converted
     from neoxkit.convert.open import open_foreign
     from neoxkit.convert.transfer import file_sizes, import_model, parts_for
     from neoxkit.mesh import Mesh
 
+    check_destination(destination, force, not_a_checkpoint)
     model = open_foreign(source)
     mesh, kept = Mesh(tp=tp, pp=pp), options.safetensors_dtype(dtype)
     if dry_run:

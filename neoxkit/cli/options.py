@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -68,6 +70,14 @@ def dtype(help: str, default: str | None = None) -> Decorator[Any]:  # noqa: A00
     )
 
 
+def run_dtype() -> Decorator[Any]:
+    """`--dtype` of a command that runs a model; see `load_model` for what is chosen when it is left out."""
+    return dtype(
+        "Run in this precision. When left out: that of the weights; on a CPU fp32, unless a matrix product is "
+        "measured to be faster in theirs."
+    )
+
+
 def force() -> Decorator[Any]:
     """`--force`: replace what the destination holds."""
     return click.option("--force", is_flag=True, help="Replace the destination when it exists.")
@@ -92,6 +102,31 @@ def device() -> Decorator[Any]:
         metavar="DEVICE",
         help="Where to run: auto (a GPU when there is one), cpu, cuda, cuda:1, mps.",
     )
+
+
+def whole_or_nothing(function: Decorated) -> Decorated:
+    """Let a command whose `destination` appears by one rename say, when it is interrupted, whether it did."""
+
+    @wraps(function)
+    def told(*args: Any, destination: Path, **rest: Any) -> Any:
+        before = _identity(destination)
+        try:
+            return function(*args, destination=destination, **rest)
+        except KeyboardInterrupt:
+            same = _identity(destination) == before
+            became = "nothing was written" if same else f"{destination} is written, and whole"
+            raise KeyboardInterrupt(became) from None
+
+    return cast(Decorated, told)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a folder from one that takes its place; None when there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def safetensors_dtype(dtype: str | None) -> str | None:
@@ -133,15 +168,18 @@ def load_model(
 ) -> tuple[Decoder, Tokenizer, Path | None]:
     """A model ready to run, its tokenizer, and the folder of the tokenizer's files.
 
+    Without a dtype it runs in that of its weights, or on a CPU in fp32 where that is faster.
+
     Raises ConfigError when SOURCE has no tokenizer and none is given, ConversionError when the
     tokenizer makes ids that the model has no row for.
     """
     from neoxkit.checkpoint.dtypes import TORCH
-    from neoxkit.convert.load import load_decoder
+    from neoxkit.checkpoint.format import MODEL
+    from neoxkit.convert.load import check_model, load_decoder
     from neoxkit.convert.open import open_any
     from neoxkit.convert.tokenizer import check_vocabulary
     from neoxkit.data.tokenizer import FILE, Tokenizer
-    from neoxkit.parallel.device import choose_device
+    from neoxkit.parallel.device import choose_device, running_dtype
 
     opened = open_any(source)
     folder = tokenizer or opened.tokenizer
@@ -149,5 +187,18 @@ def load_model(
         raise ConfigError(f"{source} has no tokenizer", "name one with --tokenizer")
     words = Tokenizer(folder)
     check_vocabulary(folder, opened.config)
-    kept = safetensors_dtype(dtype)
-    return load_decoder(opened, None if kept is None else TORCH[kept], choose_device(device)), words, folder
+    where, wanted = choose_device(device), safetensors_dtype(dtype)
+    if wanted is not None:
+        return load_decoder(opened, TORCH[wanted], where), words, folder
+    check_model(opened)  # before its sizes are measured with
+    kept = TORCH[opened.dtype(MODEL + "embed.weight")]
+    run_in = running_dtype(kept, where, opened.config.width, opened.config.mlp.hidden)
+    return load_decoder(opened, run_in, where), words, folder
+
+
+def spelled_dtype(model: Decoder) -> str:
+    """The dtype that a model runs in, as `--dtype` spells it."""
+    from neoxkit.checkpoint.dtypes import name_of
+
+    theirs = name_of(model.embed.weight.dtype)
+    return next((ours for ours, name in SAFETENSORS_DTYPES.items() if name == theirs), theirs.lower())

@@ -18,6 +18,7 @@ from neoxkit.cli import options
 @click.option("--weights-only", is_flag=True, help="Leave the optimizer and the trainer's state behind.")
 @options.dry_run()
 @options.force()
+@options.whole_or_nothing
 def command(
     source: Path,
     destination: Path,
@@ -33,11 +34,14 @@ def command(
     SOURCE is a checkpoint, or a run's folder (its newest checkpoint). Every number stays as it is,
     the optimizer's too.
     """
+    from neoxkit.checkpoint.attempt import check_destination
+    from neoxkit.checkpoint.folder import not_a_checkpoint
     from neoxkit.checkpoint.reader import Checkpoint
     from neoxkit.convert.copy import Converted
     from neoxkit.convert.transfer import file_sizes, kept_names, parts_for, reshard
     from neoxkit.mesh import Mesh
 
+    check_destination(destination, force, not_a_checkpoint)
     checkpoint = Checkpoint.open(source)
     mesh, kept = Mesh(tp=tp, pp=pp), options.safetensors_dtype(dtype)
     if dry_run:

@@ -25,7 +25,7 @@ def command(ctx: click.Context, files: tuple[str, ...], overrides: tuple[str, ..
     if dry_run:
         from neoxkit.train.plan import plan
 
-        for name, value in plan(config).items():
+        for name, value in plan(config, tree.values).items():
             click.echo(f"{name:<22} {value}")
         return
     from neoxkit.train.loop import train

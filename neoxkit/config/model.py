@@ -176,7 +176,10 @@ class ModelConfig(Node):
     @model_validator(mode="after")
     def _related(self) -> ModelConfig:
         if isinstance(self.position, Rotary):
-            rotated = self.rotated
+            try:
+                rotated = self.rotated
+            except OverflowError:  # beyond 1e308, and no ValueError
+                raise ValueError("mixer.head_dim is beyond all reason; lower it") from None
             if rotated < 2 or rotated % 2:
                 raise ValueError(
                     f"position.fraction {self.position.fraction} of head_dim {self.mixer.head_dim} "

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from neoxkit.checkpoint.checksum import crc64nvme
-from neoxkit.checkpoint.format import BLOCK_BYTES, MODEL
+from neoxkit.checkpoint.format import MODEL
+from neoxkit.checkpoint.raw_io import CHUNK
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.errors import CheckpointError, NeoxkitError
 from neoxkit.log import Progress, progress
@@ -118,7 +119,7 @@ def read_contents(checkpoint: Checkpoint, report: Report, unreadable: set[int]) 
 
 
 def _check_file(path: Path, name: str, expected: int, bar: Progress) -> Iterator[Finding]:
-    room = bytearray(BLOCK_BYTES)
+    room = bytearray(CHUNK)
     crc = 0
     try:
         with path.open("rb", buffering=0) as file:

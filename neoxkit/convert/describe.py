@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neoxkit.checkpoint.folder import dead_attempts, list_checkpoints
+from neoxkit.checkpoint.attempt import dead_attempts
+from neoxkit.checkpoint.folder import list_checkpoints
 from neoxkit.checkpoint.format import CONFIG, ITEM_BYTES, MANIFEST, MODEL, STATE, bare
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.convert.open import open_any

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,22 +15,31 @@ import torch
 from torch import Tensor
 
 from neoxkit.checkpoint import Source
+from neoxkit.checkpoint.attempt import Attempt
 from neoxkit.checkpoint.dtypes import TORCH, octets
-from neoxkit.checkpoint.folder import attempt_path, exists, flush, new_attempt, put_in_place, remove, write_durably
+from neoxkit.checkpoint.folder import flush, write_durably
 from neoxkit.checkpoint.format import ITEM_BYTES, MODEL
 from neoxkit.checkpoint.output import OutputFile, disk
 from neoxkit.checkpoint.safetensors_file import tensor_bytes
 from neoxkit.convert.tokenizer import pretty
-from neoxkit.errors import CheckpointError, ConversionError
+from neoxkit.data.tokenizer import NAMES
+from neoxkit.errors import ConversionError
 from neoxkit.families.layout import Same
 from neoxkit.families.schema import Family, Rule, expand
 from neoxkit.families.spelling import write_config
 from neoxkit.spec import Box, Run, volume, whole
 
+ORIGIN = "neoxkit.json"
+"""The file that says which weights an exported model was made of."""
+
 OLDEST = "4.45.0"
 """The oldest transformers that what is written is meant for; its `transformers_version` says so.
 
 Before it, tokenizers 0.19 cannot read what later ones write."""
+
+
+_WEIGHTS = re.compile(r".+\.(safetensors|bin)(\.index\.json)?")
+_BESIDE = {"config.json", ORIGIN, "README.md", ".gitattributes", *NAMES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +96,8 @@ class HuggingFaceSink:
     def __init__(
         self, folder: Path, family: Family, source: Source, files: Mapping[str, bytes], most: int, force: bool = False
     ) -> None:
-        self.folder = folder.absolute()
-        self._force = force
+        self._attempt = Attempt(folder, not_a_model, force)
+        self.folder, self._aside = self._attempt.folder, self._attempt.path
         self._rules = {name: rule for rule in expand(family, source.config) for name in rule.ours}
         self._shapes = {name: source.spec(MODEL + name).shape for name in self._rules}
         self._waiting: dict[str, Tensor] = {}
@@ -101,13 +112,10 @@ class HuggingFaceSink:
             elements = sum(volume(whole(slot.shape)) for slot in slots.values())
             about = {"total_parameters": elements, "total_size": self.bytes}
             self._files["model.safetensors.index.json"] = pretty({"metadata": about, "weight_map": self._file_of})
-        self._check()
-        self._aside = attempt_path(self.folder, new_attempt())
         self._threads = ThreadPoolExecutor(3)
         self._outputs: dict[str, OutputFile] = {}
         try:
-            with disk(self.folder, self.bytes):
-                self._aside.mkdir(parents=True)
+            self._attempt.make(self.bytes + sum(map(len, self._files.values())))
             for name, shard in shards.items():
                 tensors = {key: (slot.dtype, slot.shape) for key, slot in shard.items()}
                 self._outputs[name] = OutputFile(self._aside / name, tensors, ITEM_BYTES, {"format": "pt"})
@@ -154,7 +162,7 @@ class HuggingFaceSink:
             for name, data in self._files.items():
                 write_durably(self._aside / name, data)
             flush(self._aside)
-            put_in_place(self._aside, self.folder, self._force)
+            self._attempt.commit()
         self._threads.shutdown()
 
     def abort(self) -> None:
@@ -163,20 +171,27 @@ class HuggingFaceSink:
             output.close()
         self._outputs.clear()
         self._threads.shutdown()
-        if self._aside.exists():
-            remove(self._aside)
+        self._attempt.abort()
 
     def _put(self, key: str, box: Box, value: Tensor) -> None:
         self._outputs[self._file_of[key]].write(key, box, octets(value), self._threads)
 
-    def _check(self) -> None:
-        if not self.folder.exists() and not self.folder.is_symlink():
-            return
-        if not self._force:
-            raise exists(self.folder)
-        model = (self.folder / "config.json").is_file() and not (self.folder / "manifest.json").exists()
-        if self.folder.is_symlink() or not self.folder.is_dir() or not (model or not any(self.folder.iterdir())):
-            raise CheckpointError(f"{self.folder} exists and is no Hugging Face model", "choose another destination")
+
+def not_a_model(folder: Path) -> str | None:
+    """Why a folder is other, or more, than a Hugging Face model, in words; None when it is one."""
+    names = sorted(path.name for path in folder.iterdir())
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        config = None
+    known = isinstance(config, dict) and not {"model_type", "architectures"}.isdisjoint(config)
+    if not known or not any(_WEIGHTS.fullmatch(name) for name in names):
+        return "is no Hugging Face model"
+    for name in names:
+        ours = name in _BESIDE or _WEIGHTS.fullmatch(name) or name.startswith("LICENSE")
+        if not ours or (folder / name).is_dir():
+            return f"is not only a Hugging Face model: {name} is there"
+    return None
 
 
 def _dtype_keys(slots: Mapping[str, Slot]) -> dict[str, str]:

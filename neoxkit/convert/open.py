@@ -29,11 +29,9 @@ def open_foreign(path: Path) -> HuggingFaceSource:
 
 def _instead(path: Path) -> tuple[str, str]:
     """What a path without a config.json is, and what to do with it."""
-    if not path.exists():
-        return missing(path)
     if path.is_file():
         return "a file, not a model's folder", "name the folder that it lies in"
-    if list_checkpoints(path):
+    if path.is_dir() and list_checkpoints(path):
         return (
             "a run of neoxkit, whose checkpoints need no import",
             "use them as they are, or cut one anew: neoxkit reshard",
@@ -44,13 +42,6 @@ def _instead(path: Path) -> tuple[str, str]:
     return cause, remedy
 
 
-def missing(path: Path) -> tuple[str, str]:
-    """That nothing is there, and what to do: a name of the Hub is not a path."""
-    if len(path.parts) == 2 and not path.parent.exists():
-        return "no such file or folder", f"check the path, or fetch it: hf download {path} --local-dir {path.name}"
-    return "no such file or folder", "check the path"
-
-
 def is_foreign(path: Path) -> bool:
     """Whether a folder holds a model that another program wrote."""
     return (path / "config.json").is_file() and not (path / "manifest.json").is_file()
@@ -58,9 +49,6 @@ def is_foreign(path: Path) -> bool:
 
 def open_any(path: Path) -> Checkpoint | HuggingFaceSource:
     """A neoxkit checkpoint, a run's folder (its newest checkpoint), or a model that another program wrote."""
-    if not path.exists():
-        cause, remedy = missing(path)
-        raise CheckpointError(f"{path}: {cause}", remedy)
     if is_foreign(path):
         return open_foreign(path)
     return Checkpoint.open(path)

@@ -7,38 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from neoxkit.config.model import ModelConfig
-from neoxkit.data.tokenizer import FILE, Tokenizer
+from neoxkit.data.tokenizer import CONFIG, FILE, GENERATION, TEMPLATE, Tokenizer, tokenizer_contents
 from neoxkit.errors import CheckpointError, ConversionError
 from neoxkit.families.huggingface import read_ids
 from neoxkit.families.schema import Family
 
-CONFIG = "tokenizer_config.json"
-GENERATION = "generation_config.json"
-TEMPLATE = "chat_template.jinja"
-
-NAMES = (
-    FILE,
-    CONFIG,
-    GENERATION,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    TEMPLATE,
-    "chat_template.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-)
-"""What a Hugging Face folder may hold beside its weights that says how text is made of its tokens."""
-
 RECENT_CLASSES = frozenset({"TokenizersBackend", "PythonBackend", "SentencePieceBackend"})
 """Tokenizer classes that transformers 5 writes and transformers 4 does not know."""
-
-
-def tokenizer_files(folder: Path) -> dict[str, Path]:
-    """The files of a folder that belong to the tokenizer, by name."""
-    return {name: folder / name for name in NAMES if (folder / name).is_file()}
 
 
 def check_vocabulary(folder: Path, config: ModelConfig) -> None:
@@ -73,7 +48,7 @@ def exported_files(folder: Path | None, config: ModelConfig, family: Family) -> 
     tokens gets its old name (transformers 4.57 stops at the new one), and a chat template from a file
     of its own, which 4.46 does not look at, is put in beside the file.
     """
-    files = {name: path.read_bytes() for name, path in tokenizer_files(folder).items()} if folder is not None else {}
+    files = tokenizer_contents(folder) if folder is not None else {}
     if FILE in files:
         about = _json(folder / CONFIG) if folder is not None and CONFIG in files else {}
         if about.get("tokenizer_class") in RECENT_CLASSES or CONFIG not in files:

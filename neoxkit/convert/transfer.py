@@ -11,14 +11,15 @@ from neoxkit.checkpoint.format import MODEL
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.checkpoint.writer import Part, Writer, cut
 from neoxkit.convert.copy import Converted, copy
-from neoxkit.convert.hf_sink import HuggingFaceSink, plan_shards
+from neoxkit.convert.hf_sink import ORIGIN, HuggingFaceSink, plan_shards
 from neoxkit.convert.hf_source import HuggingFaceSource
 from neoxkit.convert.load import check_model
-from neoxkit.convert.tokenizer import check_vocabulary, exported_files, tokenizer_files
+from neoxkit.convert.tokenizer import check_vocabulary, exported_files
+from neoxkit.data.tokenizer import tokenizer_contents
 from neoxkit.errors import ConversionError
 from neoxkit.families.schema import Family
 from neoxkit.families.spelling import unfit
-from neoxkit.log import progress
+from neoxkit.log import progress, warn
 from neoxkit.mesh import Mesh
 
 MOST_SHARD = 5_000_000_000
@@ -61,7 +62,7 @@ def import_model(
         config=model.config,
         mesh={"pp": mesh.pp, "tp": mesh.tp},
         lineage=[model.lineage],
-        tokenizer=tokenizer_files(model.folder) if tokenizer else None,
+        tokenizer=tokenizer_contents(model.folder) if tokenizer else None,
         force=force,
     )
     with writer, progress(f"import {model.folder}", sum(file_sizes(parts).values())) as bar:
@@ -112,7 +113,7 @@ def reshard(
         tokens=manifest.tokens,
         lineage=[*manifest.lineage, {"event": "reshard", "model": checkpoint.fingerprint}],
         run_yaml=checkpoint.run_yaml,
-        tokenizer=tokenizer_files(checkpoint.tokenizer) if checkpoint.tokenizer else None,
+        tokenizer=tokenizer_contents(checkpoint.tokenizer) if checkpoint.tokenizer else None,
         trainer=None if weights_only else checkpoint.trainer_state(),
         rng=None if weights_only else checkpoint.rng(),
         force=force,
@@ -157,8 +158,10 @@ def export_model(
     HuggingFaceSink and copy do.
     """
     source = fitting(checkpoint, family, dtype)
+    if said := family.caution(checkpoint.config):
+        warn(said)
     files = exported_files(checkpoint.tokenizer, checkpoint.config, family)
-    files["neoxkit.json"] = _origin(checkpoint)
+    files[ORIGIN] = _origin(checkpoint)
     with HuggingFaceSink(folder, family, source, files, most, force) as sink:
         with progress(f"export {checkpoint.path}", sink.bytes) as bar:
             copy(source, sink, sink.names(), bar)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neoxkit.checkpoint.folder import dead_attempts, list_checkpoints
+from neoxkit.checkpoint.attempt import dead_attempts
+from neoxkit.checkpoint.folder import list_checkpoints
 from neoxkit.checkpoint.format import (
     CONFIG,
     LATEST,

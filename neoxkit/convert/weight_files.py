@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from neoxkit.checkpoint.dtypes import TORCH, empty, name_of
+from neoxkit.checkpoint.raw_io import InputFile
 from neoxkit.checkpoint.safetensors_file import Entry, read_header
 from neoxkit.errors import CheckpointError
 
@@ -43,7 +44,7 @@ class WeightFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._pickles: dict[Path, Mapping[str, Tensor]] = {}
-        self._open: dict[Path, int] = {}
+        self._open: dict[Path, InputFile] = {}
         self.places: dict[str, Place] = {}
         for file, keys in self._listed():
             found = dict(self._places(file))
@@ -135,20 +136,20 @@ class WeightFiles:
             row = (place.entry.last - first) // shape[0]
             shape, first = (rows[1] - rows[0], *shape[1:]), first + rows[0] * row
         value, octets = empty(shape, place.dtype)
-        if place.file not in self._open:
-            self._open[place.file] = os.open(place.file, os.O_RDONLY)
-        done = 0
-        while done < len(octets):
-            count = os.preadv(self._open[place.file], [octets[done:].data], first + done)
-            if count == 0:
-                raise CheckpointError(f"{place.file}: ends inside tensor {key!r}", "fetch the file again")
-            done += count
+        try:
+            if place.file not in self._open:
+                self._open[place.file] = InputFile(place.file, links=True)
+            whole = self._open[place.file].read(octets, first)
+        except OSError as error:
+            raise CheckpointError(f"{place.file}: {error.strerror}", "check the disk") from error
+        if not whole:
+            raise CheckpointError(f"{place.file}: ends inside tensor {key!r}", "fetch the file again")
         return value
 
     def close(self) -> None:
         """Close the files."""
-        for fd in self._open.values():
-            os.close(fd)
+        for file in self._open.values():
+            file.close()
         self._open.clear()
         self._pickles.clear()
 

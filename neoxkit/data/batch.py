@@ -24,12 +24,8 @@ class Batch:
     mask: Tensor | None = None
 
 
-def collate(rows: Sequence[npt.NDArray[np.integer[Any]]], silent: int | None = None) -> Batch:
-    """The batch of rows of seq + 1 tokens each.
-
-    What follows a token `silent` (the one that ends a document) is not predicted: the next document
-    owes nothing to the last one. gpt-neox calls this eod_mask_loss.
-    """
+def collate(rows: Sequence[npt.NDArray[np.integer[Any]]]) -> Batch:
+    """The batch of rows of seq + 1 tokens each."""
     tokens = torch.from_numpy(np.stack(rows).astype(np.int64, copy=False))
     ids, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    return Batch(ids, labels, None if silent is None else ids != silent)
+    return Batch(ids, labels)

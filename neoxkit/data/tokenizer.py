@@ -18,8 +18,26 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from neoxkit.errors import DataError
 
 FILE = "tokenizer.json"
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-"""What a Hugging Face folder may hold beside tokenizer.json that belongs to the tokenizer."""
+CONFIG = "tokenizer_config.json"
+GENERATION = "generation_config.json"
+SPECIAL = "special_tokens_map.json"
+TEMPLATE = "chat_template.jinja"
+
+NAMES = (
+    FILE,
+    CONFIG,
+    GENERATION,
+    SPECIAL,
+    "added_tokens.json",
+    TEMPLATE,
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
+"""What a Hugging Face folder may hold beside its weights that says how text is made of its tokens."""
 
 EOD, PADDING = "<|endoftext|>", "<|padding|>"
 """GPT-NeoX's special tokens, ids 0 and 1."""
@@ -47,7 +65,7 @@ class Tokenizer:
         if not self.path.is_file():
             raise DataError(f"{given}: no tokenizer.json", "give a tokenizer.json, or a folder with one")
         content = self.path.read_bytes()
-        self.fingerprint = "sha256:" + hashlib.sha256(content).hexdigest()
+        self.fingerprint = fingerprint_of(content)
         self._inner = _load(self.path, content)
         # Some files carry the truncation and padding of the run that saved them, which would cut text silently.
         self._inner.no_truncation()
@@ -93,13 +111,25 @@ class Tokenizer:
         text: str = self._inner.decode(list(ids), skip_special_tokens=not special)
         return text
 
-    def files(self) -> list[Path]:
-        """The tokenizer's own files, to be carried along byte for byte."""
-        beside = (self.path.with_name(name) for name in BESIDE)
-        return [self.path, *(path for path in beside if path.is_file())]
+    def contents(self) -> dict[str, bytes]:
+        """The tokenizer's own files and those beside it, by name, to be carried along byte for byte.
+
+        It becomes tokenizer.json, whatever its file is called here.
+        """
+        return {**tokenizer_contents(self.path.parent), FILE: self.path.read_bytes()}
 
     def _named(self, token: str | None) -> int | None:
         return None if token is None else self.id(token)
+
+
+def tokenizer_contents(folder: Path) -> dict[str, bytes]:
+    """The contents of the files of a folder that belong to the tokenizer, by name."""
+    return {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}
+
+
+def fingerprint_of(content: bytes) -> str:
+    """The fingerprint of a tokenizer, from its tokenizer.json."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
 def _load(path: Path, content: bytes) -> tokenizers.Tokenizer:
@@ -119,7 +149,7 @@ def _load(path: Path, content: bytes) -> tokenizers.Tokenizer:
 def _special(folder: Path) -> dict[str, str]:
     """The special tokens that the files of a folder name: {"eos_token": "</s>", ...}."""
     found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+    for name in (SPECIAL, CONFIG):
         path = folder / name
         if not path.is_file():
             continue
@@ -169,8 +199,8 @@ def train_bpe(texts: Iterable[str], vocab: int, folder: Path) -> None:
     }
     folder.mkdir()
     (folder / FILE).write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / SPECIAL).write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
 
 
 _WHY = "two special tokens and the 256 bytes"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from neoxkit.families.schema import Field
@@ -43,9 +43,15 @@ ACTIVATIONS = {
 
 def read_number(theirs: Any) -> float:
     """A finite number. Raises ValueError for anything else: a text, true, NaN."""
-    if isinstance(theirs, bool) or not isinstance(theirs, int | float) or not isfinite(theirs):
+    if isinstance(theirs, bool) or not isinstance(theirs, int | float):
         raise ValueError("a number is wanted")
-    return float(theirs)
+    try:
+        number = float(theirs)
+    except OverflowError:  # a whole number beyond 1e308
+        number = inf
+    if not isfinite(number):
+        raise ValueError("a number is wanted")
+    return number
 
 
 def read_flag(theirs: Any) -> bool:

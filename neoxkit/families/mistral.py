@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from neoxkit.config.model import ModelConfig, Rotary
 from neoxkit.families.llama import DENSE, IMPLIES, LLAMA
 from neoxkit.families.schema import Field
+
+
+def caution(c: ModelConfig) -> str | None:
+    """transformers 4.48 was the first whose Mistral looks at rope_scaling; the others pass over it in silence."""
+    if isinstance(c.position, Rotary) and c.position.scaling is not None:
+        return "transformers before 4.48 ignores rotary scaling of Mistral models"
+    return None
+
 
 MISTRAL = replace(
     LLAMA,
@@ -18,4 +27,5 @@ MISTRAL = replace(
         Field("mixer.window", ("sliding_window",), default=4096, nullable=True),
     ),
     implies={**IMPLIES, "mixer.bias": False, "mixer.out_bias": False, "mlp.bias": False},
+    caution=caution,
 )

@@ -28,6 +28,10 @@ def same(value: Any) -> Any:
     return value
 
 
+def no_caution(config: ModelConfig) -> None:
+    """Every supported release computes the family's models right."""
+
+
 @dataclass(frozen=True)
 class Field:
     """One value of our configuration and where theirs keeps it.
@@ -65,7 +69,8 @@ class Family:
     the configuration); a model which differs cannot be exported as this family. `passive` are their
     keys that say nothing about the network. `buffers` are regular expressions of tensors in their
     files which hold no weights. `tokenizer_class` is the classic class that every release of
-    transformers knows.
+    transformers knows. `caution` says, of a model that it spells, what a supported release would get
+    wrong; None when nothing.
     """
 
     name: str
@@ -77,6 +82,7 @@ class Family:
     passive: frozenset[str]
     buffers: tuple[str, ...] = ()
     tokenizer_class: str = "PreTrainedTokenizerFast"
+    caution: Callable[[ModelConfig], str | None] = no_caution
 
 
 def expand(family: Family, config: ModelConfig) -> list[Rule]:

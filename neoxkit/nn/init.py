@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from neoxkit.config.model import ModelConfig
 from neoxkit.config.run import Init
 from neoxkit.nn.decoder import pieces
-from neoxkit.spec import Role, TensorSpec
+from neoxkit.spec import Box, Role, TensorSpec
 
 
 def deviations(config: ModelConfig, init: Init) -> dict[Role, float]:
@@ -46,7 +47,12 @@ def initial(spec: TensorSpec, seed: int, std: dict[Role, float]) -> Tensor:
 
 def initialise(model: nn.Module, config: ModelConfig, init: Init, seed: int) -> None:
     """Fill a decoder's parameters in place, whatever their dtype and device."""
+    fill(pieces(model), config, init, seed)
+
+
+def fill(held: Iterable[tuple[TensorSpec, Box, Tensor]], config: ModelConfig, init: Init, seed: int) -> None:
+    """Fill boxes of a decoder's logical tensors in place: its weights, or the masters of an optimiser."""
     std = deviations(config, init)
-    for spec, box, value in pieces(model):
+    for spec, box, value in held:
         drawn = initial(spec, seed, std)
         value.copy_(drawn[tuple(slice(start, stop) for start, stop in box)])

@@ -56,4 +56,7 @@ class Engine(Protocol):
         """
 
     def load_weights(self, source: Source) -> None:
-        """Take over the weights alone; the optimiser begins anew."""
+        """Take over the weights alone, in fp32 where the source has them so; the optimiser begins anew."""
+
+    def initialise(self) -> None:
+        """Draw the weights from the seed: the same numbers in any precision, then rounded to it."""

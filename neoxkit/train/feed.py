@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from neoxkit.data.indexed import IndexedFile
 from neoxkit.data.pack import Rows, split
 from neoxkit.data.sampler import Sampler
 from neoxkit.data.sidecar import read_sidecar
-from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.errors import ConfigError, DataError
 
 
@@ -29,6 +29,8 @@ class Identity:
     sequence: int
     seed: int
     epochs: int
+    sources: str | None = None  # the sidecar's hash of the text; None where it was not known
+    tokenizer: str | None = None  # the fingerprint of the one that made the tokens; None where it was not known
 
 
 class Feed:
@@ -62,6 +64,7 @@ class Feed:
                 f"({epochs} epochs); more epochs would change the order of its data",
                 "keep to the samples it began with, or begin a new run with `load`",
             )
+        known = read_sidecar(config.data.train)
         sizes = np.ascontiguousarray(train.sizes[slice(*stretches[0])])
         self.identity = Identity(
             int(sizes.sum(dtype=np.int64)),
@@ -70,6 +73,8 @@ class Feed:
             config.sequence,
             config.seed,
             self.rows.packing.epochs,
+            known.sources or None if known else None,
+            known.tokenizer if known else None,
         )
         self.held_out = self._held_out(train, stretches[1] if config.data.split else None)
 
@@ -99,13 +104,20 @@ class Feed:
         return nats / math.log(2) * known.tokens / known.bytes if known and known.bytes else None
 
 
-def check_tokens(config: RunConfig, tokenizer: Tokenizer | None) -> None:
-    """Raise DataError unless model, tokenizer and tokens speak of the same vocabulary."""
-    if tokenizer is not None and tokenizer.vocab > config.model.vocab:
-        raise DataError(
-            f"{tokenizer.path} has a vocabulary of {tokenizer.vocab}, and model.vocab is {config.model.vocab}",
-            f"set model.vocab to {tokenizer.vocab} or more",
-        )
+def check_tokens(config: RunConfig, where: str | Path | None, fingerprint: str | None) -> None:
+    """Raise DataError unless the model, its tokenizer and the tokens speak of the same vocabulary.
+
+    The tokenizer is told by its fingerprint and where it is; None, None when there is none. The
+    training tokens are compared with the held-out ones too. Of tokens without a sidecar nothing is known.
+    """
     for prefix in filter(None, (config.data.train, config.data.valid)):
-        if known := read_sidecar(prefix):
-            known.check(tokenizer.fingerprint if tokenizer else known.tokenizer, config.model.vocab, prefix)
+        if (sidecar := read_sidecar(prefix)) is None:
+            continue
+        sidecar.check(config.model.vocab, prefix)
+        if fingerprint is None:
+            where, fingerprint = prefix, sidecar.tokenizer
+        if sidecar.tokenizer != fingerprint:
+            raise DataError(
+                f"{prefix} was made with tokenizer {sidecar.tokenizer}, not {fingerprint}, that of {where}",
+                "name the tokenizer that made it, or tokenize the text again",
+            )

@@ -1,7 +1,8 @@
-"""A run that is told to stop (SIGINT, SIGTERM) ends its step, saves, and then stops."""
+"""A run that is told to stop (SIGINT, SIGTERM, SIGHUP) ends its step, saves, and then stops."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -11,16 +12,22 @@ from neoxkit.log import note
 
 
 class Interrupt:
-    """Remembers the signal that asked for a stop. A second SIGINT stops at once, as Ctrl-C always does."""
+    """Remembers the signal that asked for a stop. A second SIGINT stops at once, as Ctrl-C always does.
+
+    SIGHUP, which a closed terminal sends, is left alone where it is ignored: so `nohup` asks for it.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._terminals: list[int] = []
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._asked)
+            self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._asked)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -31,7 +38,17 @@ class Interrupt:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        note(f"{self.signal.name}: the run saves after this step, and stops")
+        try:
+            note(f"{self.signal.name}: the run saves after this step, and stops")
+        except OSError:
+            self._leave_terminal()
+
+    def _leave_terminal(self) -> None:
+        """Write to nowhere what would go to a terminal that is gone: it must not stop the save."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for fd in self._terminals:
+            os.dup2(nowhere, fd)
+        os.close(nowhere)
 
     @property
     def code(self) -> int:

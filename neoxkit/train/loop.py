@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from neoxkit.config.run import RunConfig
-from neoxkit.convert.tokenizer import tokenizer_files
-from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.families import by_name
 from neoxkit.log import note
-from neoxkit.nn.init import initialise
 from neoxkit.parallel.device import choose_device
 from neoxkit.train.engine import Engine
 from neoxkit.train.feed import Feed, check_tokens
 from neoxkit.train.interrupt import Interrupt
 from neoxkit.train.metrics import Metrics, draw
 from neoxkit.train.objectives.lm import NextToken
+from neoxkit.train.origin import Chosen, Origin, choose_tokenizer, inherit, origin_of
 from neoxkit.train.plain import PlainEngine, TrainingError
 from neoxkit.train.precision import choose_precision
-from neoxkit.train.resume import Past, Position, check_data, past_of, settle
-from neoxkit.train.saver import Saver, alone_in, begin_from, restore
+from neoxkit.train.resume import Past, Position, check_data, settle
+from neoxkit.train.saver import Saver, alone_in, restore
 from neoxkit.train.schedule import rate_of
 
 
@@ -50,15 +48,19 @@ def train(config: RunConfig, given: Mapping[str, Any]) -> Outcome:
     device = choose_device(config.device)
     folder = Path(config.save.folder)
     with Interrupt() as interrupt, alone_in(folder):
-        past = past_of(folder)
-        config = decide(config, past, device)
-        if past and past.position.step >= config.steps:
-            note(f"{past.checkpoint.path} is at step {past.position.step} of {config.steps}: nothing to do")
-            return Outcome(past.checkpoint.path, past.position, 0)
-        feed = open_feed(config, past)
+        origin = origin_of(config)
+        past, at = origin.past, origin.at
+        config = decide(config, given, origin, device)
+        if past and at.step >= config.steps:
+            note(f"{past.checkpoint.path} is at step {at.step} of {config.steps}: nothing to do")
+            return Outcome(past.checkpoint.path, at, 0)
+        tokenizer = choose_tokenizer(config, origin)
+        feed = open_feed(config, past, tokenizer)
+        if not tokenizer.contents:
+            note("no data.tokenizer is given: the checkpoints will have no tokenizer")
+        saver = Saver(config, given, feed.identity, tokenizer.contents, *origin.lineage)
         engine = PlainEngine(config, NextToken(), device)
-        saver = begin(engine, config, given, feed, past)
-        at = past.position if past else Position()
+        begin(engine, config, origin)
         describe(config, engine, feed, at, device)
         with Metrics(folder, at.step, config.steps, config.logging.every) as metrics:
             outcome = run(engine, config, feed, saver, metrics, interrupt, at)
@@ -75,7 +77,10 @@ def run(
     interrupt: Interrupt,
     at: Position,
 ) -> Outcome:
-    """Step until the end, or until a signal; evaluate and save on the way as the configuration says."""
+    """Step until the end, or until a signal; evaluate and save on the way as the configuration says.
+
+    Whoever asked for a stop waits for the step and the save, not for an evaluation.
+    """
     while True:
         begun, lr = time.perf_counter(), rate_of(config, at.step)
         try:
@@ -86,7 +91,8 @@ def run(
         seconds = time.perf_counter() - begun
         metrics.step({"step": at.step, **report._asdict(), "lr": lr, "seconds": round(seconds, 6)})
         last = at.step == config.steps
-        if feed.held_out and (last or due(at.step, config.evaluation.every)):
+        judged = due(at.step, config.evaluation.every) and interrupt.signal is None
+        if feed.held_out and (last or judged):
             metrics.evaluation({"step": at.step, **evaluate(engine, feed)})
         stopped = interrupt.signal is not None
         if last or stopped or due(at.step, config.save.every):
@@ -109,49 +115,41 @@ def evaluate(engine: Engine, feed: Feed) -> dict[str, float]:
     return {"valid_loss": loss} | ({"bits_per_byte": bits} if bits is not None else {})
 
 
-def decide(config: RunConfig, past: Past | None, device: torch.device) -> RunConfig:
-    """The configuration with what is measured filled in: as it was when the run began, when it goes on."""
-    if past is None:
+def decide(config: RunConfig, given: Mapping[str, Any], origin: Origin, device: torch.device) -> RunConfig:
+    """The configuration with what is inherited or measured filled in: as it was when the run began, when it goes on."""
+    config = inherit(config, given, origin)
+    if origin.past is None:
         return config.model_copy(update={"precision": choose_precision(config, device)})
-    config, changes = settle(config, past)
-    note(f"going on from {past.checkpoint.path}")
+    config, changes = settle(config, origin.past)
+    note(f"going on from {origin.past.checkpoint.path}")
     for change in changes:
         note(change)
     return config
 
 
-def open_feed(config: RunConfig, past: Past | None) -> Feed:
+def open_feed(config: RunConfig, past: Past | None, tokenizer: Chosen) -> Feed:
     """The data of a run: that which it began with, when it goes on."""
-    tokenizer = Tokenizer(config.data.tokenizer) if config.data.tokenizer else None
-    check_tokens(config, tokenizer)
+    check_tokens(config, tokenizer.where, tokenizer.fingerprint)
     if past is None:
         return Feed(config)
     left = (config.steps - past.position.step) * config.batch.size
     feed = Feed(config, past.identity.epochs, past.position.samples + left)
     check_data(feed.identity, past)
+    before, now = past.identity, feed.identity
+    feed.identity = replace(now, sources=now.sources or before.sources, tokenizer=now.tokenizer or before.tokenizer)
     return feed
 
 
-def begin(engine: PlainEngine, config: RunConfig, given: Mapping[str, Any], feed: Feed, past: Past | None) -> Saver:
-    """Fill the engine: from the run's past, from `load`, or from the seed. Returns what saves it."""
-    lineage: list[Mapping[str, Any]] = []
-    begun, source = 0, None
-    if past:
-        restore(engine, past)
-        lineage, begun = past.lineage
-        source = past.checkpoint.tokenizer
-    elif config.load:
-        lineage, source = begin_from(engine, config)
+def begin(engine: Engine, config: RunConfig, origin: Origin) -> None:
+    """Fill the engine: from the run's past, from `load`, or from the seed."""
+    if origin.past:
+        restore(engine, origin.past)
+    elif origin.source:
+        engine.load_weights(origin.source)
+        note(f"weights of {config.load}")
     else:
-        initialise(engine.model, config.model, config.init, config.seed)
-        engine.optimizer.rebuild()
-    if config.data.tokenizer:
-        files = {path.name: path for path in Tokenizer(config.data.tokenizer).files()}
-    else:
-        files = tokenizer_files(source) if source else {}
-    if not files:
-        note("no data.tokenizer is given: the checkpoints will have no tokenizer")
-    return Saver(config, given, feed.identity, files, lineage, begun)
+        engine.initialise()
+    origin.close()
 
 
 def describe(config: RunConfig, engine: PlainEngine, feed: Feed, at: Position, device: torch.device) -> None:

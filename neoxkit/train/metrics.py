@@ -18,14 +18,16 @@ CURVE = "loss.png"
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run in order. A line that a crash cut short is left out."""
+    """The records of a run in order. A line that a crash cut short, or that is no record, is left out."""
     path = folder / FILE
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            records.append(record)
     return records
 
 

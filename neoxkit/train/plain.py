@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from neoxkit.checkpoint import Source
+from neoxkit.checkpoint.format import MODEL
 from neoxkit.config.run import RunConfig
-from neoxkit.convert.load import load_weights
+from neoxkit.convert.load import check_model
 from neoxkit.data.batch import Batch
 from neoxkit.errors import CheckpointError, NeoxkitError
 from neoxkit.nn.decoder import Decoder, holdings, pieces
+from neoxkit.nn.init import fill
+from neoxkit.spec import TensorSpec
 from neoxkit.train.engine import Held, StepReport
 from neoxkit.train.objectives import Objective
 from neoxkit.train.optim import MOMENTS, AdamW
@@ -104,7 +107,7 @@ class PlainEngine:
     def state(self) -> Iterator[Held]:
         """Every tensor of the model and the optimiser, as views of live values."""
         for spec, box, value in pieces(self.model):
-            yield Held(f"model/{spec.name}", spec, box, None, value)
+            yield Held(MODEL + spec.name, spec, box, None, value)
         for group in self.optimizer.groups:
             for index, parameter in enumerate(group.weights):
                 kept = [(moment, getattr(group, moment)[index]) for moment in MOMENTS]
@@ -124,19 +127,42 @@ class PlainEngine:
 
     def load_state(self, source: Source, counters: Mapping[str, Any]) -> None:
         """Take over weights, masters, moments and counters. Raises CheckpointError when the source lacks any."""
-        if counters.get("kind") != "adamw" or not isinstance(counters.get("steps"), int):
-            raise CheckpointError("the checkpoint's optimizer is not adamw", "begin a new run with `load`")
+        self.check_state(source, counters)
         for held in self.state():
             held.value.copy_(source.read(held.name, held.box))
         self.optimizer.steps = counters["steps"]
 
+    def check_state(self, source: Source, counters: Mapping[str, Any]) -> None:
+        """Raise CheckpointError when a source lacks part of what `load_state` takes. Nothing is read."""
+        if counters.get("kind") != "adamw" or not isinstance(counters.get("steps"), int):
+            raise CheckpointError("the checkpoint's optimizer is not adamw", "begin a new run with `load`")
+        for held in self.state():
+            _check_shape(source, held.name, held.spec)
+
     def load_weights(self, source: Source) -> None:
-        """Take over the weights alone; the optimiser begins anew, from these weights."""
-        load_weights(source, self.model)
-        self.optimizer.rebuild()
+        """Take over the weights alone, as exactly as the source has them; the optimiser begins anew.
+
+        The source's masters are not asked: they may be older than weights that were edited or merged.
+        Raises ConversionError or CheckpointError when the source's tensors are not those of its configuration.
+        """
+        check_model(source)
+        for spec, box, value in self.optimizer.masters():
+            value.copy_(source.read(MODEL + spec.name, box))
+        self.optimizer.publish()
+
+    def initialise(self) -> None:
+        """Draw the weights from the seed: the same numbers in any precision, then rounded to it."""
+        fill(self.optimizer.masters(), self.config.model, self.config.init, self.config.seed)
+        self.optimizer.publish()
 
 
 _LOWER = "lower optimizer.lr or lengthen schedule.warmup, and go on from the last checkpoint"
+
+
+def _check_shape(source: Source, name: str, spec: TensorSpec) -> None:
+    found = source.spec(name).shape
+    if found != spec.shape:
+        raise CheckpointError(f"{name} is {list(found)}, and the model asks for {list(spec.shape)}", "choose another")
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

@@ -103,10 +103,20 @@ def settle(config: RunConfig, past: Past) -> tuple[RunConfig, list[str]]:
     return config, changes
 
 
+_TOLD = {
+    "sequence": "data.sequence",
+    "seed": "seed",
+    "sources": "data.train: the hash of its text",
+    "tokenizer": "data.train: its tokenizer",
+}
+
+
 def check_data(identity: Identity, past: Past) -> None:
     """Raise ConfigError unless the data is that which the run began with, in the same order."""
     for key, before, now in _differences(asdict(past.identity), asdict(identity)):
-        what = {"sequence": "data.sequence", "seed": "seed"}.get(key, f"data.train: the number or order of its {key}")
+        if key in ("sources", "tokenizer") and None in (before, now):
+            continue
+        what = _TOLD.get(key, f"data.train: the number or order of its {key}")
         raise ConfigError(
             f"{what} is {now}, and the run in {past.checkpoint.path} began with {before}",
             "give it the data it began with, or begin a new run with `load`",

@@ -13,24 +13,17 @@ import numpy as np
 import torch
 import yaml
 
+from neoxkit.checkpoint.attempt import delete
 from neoxkit.checkpoint.dtypes import name_of
-from neoxkit.checkpoint.folder import delete, list_checkpoints, lock, publish
+from neoxkit.checkpoint.folder import list_checkpoints, lock, publish
 from neoxkit.checkpoint.plan import cut
-from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.checkpoint.writer import Writer
-from neoxkit.config.model import ModelConfig
 from neoxkit.config.run import RunConfig
-from neoxkit.convert.hf_source import HuggingFaceSource
-from neoxkit.convert.open import open_any
 from neoxkit.errors import ConfigError
-from neoxkit.log import note
 from neoxkit.mesh import ONE
 from neoxkit.train.engine import Engine
 from neoxkit.train.feed import Identity
 from neoxkit.train.resume import Past, Position
-
-FREE = ("family", "tokens", "context", "position.base", "position.scaling")
-"""What `load` may find otherwise: it names nothing that the weights depend on, or stretches the context."""
 
 
 class Saver:
@@ -41,11 +34,14 @@ class Saver:
         config: RunConfig,
         given: Mapping[str, Any],
         identity: Identity,
-        tokenizer: Mapping[str, Path] | None,
+        tokenizer: Mapping[str, bytes] | None,
         lineage: Sequence[Mapping[str, Any]],
         begun: int,
     ) -> None:
-        """`given` are the options as the user wrote them; `begun` is the step that `lineage` leads to."""
+        """`given` are the options as the user wrote them; `begun` is the step that `lineage` leads to.
+
+        `tokenizer` are the contents of its files by name: a checkpoint that they came from may be retired.
+        """
         self.config, self.identity, self.tokenizer = config, identity, tokenizer
         self.folder = Path(config.save.folder)
         self._lineage, self._begun = list(lineage), begun
@@ -109,45 +105,6 @@ def restore(engine: Engine, past: Past) -> None:
             torch.set_rng_state(state)
         elif device == "cuda" and torch.cuda.is_available():
             torch.cuda.set_rng_state(state)
-
-
-def begin_from(engine: Engine, config: RunConfig) -> tuple[list[Mapping[str, Any]], Path | None]:
-    """Load the weights that `load` names; returns their lineage and the folder of their tokenizer.
-
-    Raises CheckpointError when nothing there can be loaded, ConfigError when it is another model.
-    """
-    assert config.load is not None
-    path = Path(config.load)
-    source = open_any(path)
-    check_same_model(config.model, source.config, path)
-    engine.load_weights(source)
-    note(f"weights of {path}")
-    if isinstance(source, HuggingFaceSource):
-        return [source.lineage], source.tokenizer
-    assert isinstance(source, Checkpoint)
-    event = {"event": "load", "source": str(source.path), "model": source.fingerprint}
-    return [*source.manifest.lineage, event], source.tokenizer
-
-
-def check_same_model(ours: ModelConfig, theirs: ModelConfig, path: Path) -> None:
-    """Raise ConfigError, naming the option, when weights are of another model than the configuration's."""
-    mine, other = (_flat(config.model_dump(mode="json")) for config in (ours, theirs))
-    for key in (*mine, *(key for key in other if key not in mine)):
-        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
-        if key == "context" and ours.position.kind == "learned":
-            free = False  # the table has a row for each position
-        if not free and mine.get(key) != other.get(key):
-            raise ConfigError(
-                f"model.{key} is {mine.get(key)}, and the weights in {path} are of a model with {other.get(key)}",
-                f"set model.{key} to what the weights have",
-            )
-
-
-def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found.update(_flat(value, f"{at}{key}.") if isinstance(value, Mapping) else {f"{at}{key}": value})
-    return found
 
 
 @contextmanager

@@ -12,14 +12,15 @@ _HALVING = 0.693  # gpt-neox's spelling of ln 2: at the end of an exponential de
 def rate(step: int, schedule: Schedule, peak: float, steps: int) -> float:
     """The learning rate of the step that follows `step` completed ones, in a run of `steps`.
 
-    Warmup rises as peak * max(1, step) / warmup, so the first step is not idle; then the rate decays over
-    the rest, never below `min_lr`. Example: peak 1e-3, 1000 steps, warmup 0.01, min_lr 1e-4: step 0
-    is 1e-4, step 10 is 1e-3, step 505 of a cosine is 5.5e-4.
+    Warmup rises as peak * max(1, step) / warmup, so the first step is not idle, and never above the
+    peak, also where warmup is less than a step; then the rate decays over the rest, never below
+    `min_lr`. Example: peak 1e-3, 1000 steps, warmup 0.01, min_lr 1e-4: step 0 is 1e-4, step 10 is
+    1e-3, step 505 of a cosine is 5.5e-4.
     """
     end = schedule.decay_steps or steps
     warmup = schedule.warmup * end if schedule.warmup_steps is None else schedule.warmup_steps
     if warmup > 0 and step <= warmup:
-        return peak * max(1, step) / warmup
+        return peak * min(1.0, max(1, step) / warmup)
     done = (step - warmup) / (end - warmup) if end > warmup else 1.0
     return max(_decayed(done, schedule, peak), schedule.min_lr)
 

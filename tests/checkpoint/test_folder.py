@@ -10,17 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from neoxkit.checkpoint import folder as folders
-from neoxkit.checkpoint.folder import (
-    attempt_path,
-    dead_attempts,
-    delete,
-    list_checkpoints,
-    lock,
-    newest,
-    publish,
-    remove_dead_attempts,
-)
+from neoxkit.checkpoint.attempt import delete, home_of
+from neoxkit.checkpoint.folder import list_checkpoints, newest, publish
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.checkpoint.writer import Writer, cut
 from neoxkit.errors import CheckpointError
@@ -52,65 +43,6 @@ def test_what_exists_is_not_overwritten(save, tensors) -> None:
     save(values=changed, force=True)
     assert Checkpoint.open(folder).fingerprint != before
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
-
-
-def test_force_replaces_checkpoints_only(save, tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.tex").write_text("x")
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "link").symlink_to(save("real"))
-    for name in ("home", "file", "link"):
-        with pytest.raises(CheckpointError, match=f"{name} exists and is not a checkpoint"):
-            save(name, force=True)
-    assert (tmp_path / "home" / "thesis.tex").read_text() == "x"
-    (tmp_path / "empty").mkdir()
-    save("empty", force=True)
-
-
-def test_replacing_where_names_cannot_be_swapped(save, tensors, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two renames; a death between them is put right by the next save."""
-    monkeypatch.setattr(folders, "_exchange", lambda first, second: False)
-    folder = save()
-    before = Checkpoint.open(folder).fingerprint
-    save(values={name: value + 1 for name, value in tensors.items()}, force=True)
-    after = Checkpoint.open(folder).fingerprint
-    assert after != before
-    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
-    aside = attempt_path(folder, "abcdef", "old")
-    os.rename(folder, aside)
-    assert remove_dead_attempts(folder.parent) == []
-    assert Checkpoint.open(folder).fingerprint == after
-
-
-def test_swapping_names(tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    if not folders._exchange(tmp_path / "a", tmp_path / "b"):
-        pytest.skip("this system cannot swap two names in one step")
-    assert (tmp_path / "a" / "b").exists()
-    assert (tmp_path / "b" / "a").exists()
-
-
-def test_dead_attempts_are_removed_and_living_and_foreign_ones_are_not(save, tmp_path: Path, capsys) -> None:
-    dead = attempt_path(tmp_path / "checkpoint", "aaaaaa")
-    (dead / "model").mkdir(parents=True)
-    (dead / ".rank-00000.json").touch()
-    deleted = attempt_path(tmp_path / "old", "bbbbbb", "deleted")
-    (deleted / "optimizer").mkdir(parents=True)
-    foreign = tmp_path / ".downloads.cccccc.partial"
-    foreign.mkdir()
-    (foreign / "film.mkv").touch()
-    alive = attempt_path(tmp_path / "other", "dddddd")
-    alive.mkdir()
-    held = lock(alive)
-    assert held is not None
-    assert dead_attempts(tmp_path) == [dead, deleted]
-    save()
-    assert "removed" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", foreign.name, alive.name}
-    os.close(held)
-    assert remove_dead_attempts(tmp_path) == [alive]
 
 
 def test_the_newest_valid_checkpoint_of_a_run(save, tmp_path: Path, capsys) -> None:
@@ -157,12 +89,15 @@ def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path: Path, files: list[
 
 def test_an_attempt_is_not_loaded_even_when_it_is_whole(save) -> None:
     folder = save()
-    attempt = attempt_path(folder, "abcdef")
-    os.rename(folder, attempt)
+    home = home_of(folder, "abcdef")
+    home.mkdir()
+    os.rename(folder, home / "files")
     with pytest.raises(CheckpointError, match="an unfinished attempt to write checkpoint"):
-        Checkpoint.open(attempt)
+        Checkpoint.open(home)
+    with pytest.raises(CheckpointError, match="an unfinished attempt to write checkpoint"):
+        Checkpoint.open(home / "files")
     with pytest.raises(CheckpointError, match="a file, not a checkpoint"):
-        Checkpoint.open(attempt / "config.json")
+        Checkpoint.open(home / "files" / "config.json")
 
 
 def full(*args: object) -> None:

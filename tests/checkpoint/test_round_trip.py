@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sound import damaged
 
 from neoxkit.checkpoint import dtypes
 from neoxkit.checkpoint.checksum import crc64nvme
@@ -48,8 +49,7 @@ def test_any_mesh(save, tensors, specs, config, mesh) -> None:
         blocks = list(checkpoint.stream(name, most_bytes=100))
         assert same(torch.cat([block for _, block in blocks]), value)
         assert [box for box, _ in blocks] == list(rows(whole(value.shape), 50))
-    sizes = [sum(1 for _ in checkpoint.verify_files())]
-    assert sizes[0] == len(checkpoint.manifest.files)
+    assert damaged(checkpoint.path) == []
 
 
 def test_the_fingerprint_does_not_depend_on_the_cut(save, tensors) -> None:
@@ -98,7 +98,7 @@ def test_a_scalar_keeps_its_value_and_an_empty_tensor_its_shape(save) -> None:
     assert checkpoint.read("model/b").shape == (4, 0, 7)
     assert checkpoint.read("model/c").dtype == torch.int64
     assert [box for box, _ in checkpoint.stream("model/a")] == [()]
-    list(checkpoint.verify_files())
+    assert damaged(checkpoint.path) == []
 
 
 def test_wide_and_narrow_elements_share_a_file_and_stay_aligned(save) -> None:
@@ -144,7 +144,7 @@ def test_blocks_of_any_size_in_any_order(tmp_path: Path, config, tensors, specs,
             writer.write(name, box, part_of(value, box))
     writer.commit()
     checkpoint = Checkpoint.open(tmp_path / "c")
-    list(checkpoint.verify_files())
+    assert damaged(checkpoint.path) == []
     for name, value in tensors.items():
         assert same(checkpoint.read(name), value)
         piece = checkpoint.manifest.tensors[name].pieces[0]
@@ -192,10 +192,8 @@ def test_several_ranks_write_one_checkpoint(tmp_path: Path, config, tensors, spe
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"manifest.json", "config.json", "model", "trainer"}
 
 
-def test_everything_beside_the_tensors(save, tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"{}\r\n")
-    (tmp_path / "b").write_bytes("é".encode())
-    tokenizer = {"tokenizer.json": tmp_path / "a", "more/chat.jinja": tmp_path / "b"}
+def test_everything_beside_the_tensors(save) -> None:
+    tokenizer = {"tokenizer.json": b"{}\r\n", "more/chat.jinja": "é".encode()}
     lineage = [{"event": "import", "source": "somewhere"}]
     checkpoint = Checkpoint.open(
         save(

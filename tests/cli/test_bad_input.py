@@ -59,6 +59,7 @@ CONFIG = [
     Case("override without a value", set_run("steps"), "--set steps is no assignment; write it as"),
     Case("micro does not divide", set_run("batch.micro=3"), "batch.micro 3 does not divide batch.size 4; choose"),
     Case("heads do not divide width", set_run("model.mixer.heads=3"), "width 16 does not divide into 3 heads; set"),
+    Case("size beyond all reason", set_run("model.mixer.head_dim=1e400"), "mixer.head_dim is beyond all reason; lower"),
     Case("min_lr above lr", set_run("schedule.min_lr=1"), "schedule.min_lr 1 is above optimizer.lr 0.01; lower"),
     Case("infinite number", set_run("clip=.inf"), ".inf is no finite number; write"),
     Case("unknown kind", set_run("model.position.kind=rotory"), "model.position.kind is 'rotory'; choose one of"),

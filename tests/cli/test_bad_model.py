@@ -85,6 +85,11 @@ CONFIGS = [
          set_json(CONFIG, hidden_size=None)),
     Case("text for a size", "import hf out", "hf/config.json: ... num_hidden_layers ... ; ",
          set_json(CONFIG, num_hidden_layers="three")),
+    Case("number beyond all floating point", "import hf out", "hf/config.json: rope_theta = 1000 ... a number ... ; ",
+         set_json(CONFIG, rope_theta=10**400)),
+    Case("size beyond all reason", "import hf out",
+         "hf/config.json: model: mixer.head_dim is beyond all reason; ",
+         set_json(CONFIG, head_dim=10**400)),
     Case("activation unknown", "import hf out", "hf/config.json: hidden_act = 'quick_gelu': neoxkit has gelu ... ; ",
          set_json(CONFIG, hidden_act="quick_gelu")),
     Case("rotary scaling unknown", "import hf out", "hf/config.json: rope_parameters ... 'yarn' ... ; ",
@@ -174,6 +179,14 @@ EXPORTS = [
     Case("of a Hugging Face model", "export hf out", "hf: a Hugging Face folder, not ... ; run: neoxkit import hf"),
     Case("with a broken tokenizer", "export checkpoint out", "checkpoint/tokenizer/tokenizer_config.json: ... ; ",
          cut("checkpoint/tokenizer/tokenizer_config.json", -1)),
+    Case("plan to compare logits", "export checkpoint out --check --dry-run",
+         "--check loads what --dry-run does not write;"),
+    *(Case(f"plan to {verb} onto something", f"{verb} {source} text --dry-run",
+           "text exists; choose another destination")
+      for verb, source in (("import", "hf"), ("export", "checkpoint"), ("reshard", "checkpoint"))),
+    *(Case(f"plan to {verb} over something else", f"{verb} {source} text --dry-run --force",
+           "text exists and is no ... ; choose another destination")
+      for verb, source in (("import", "hf"), ("export", "checkpoint"), ("reshard", "checkpoint"))),
 ]  # fmt: skip
 
 

@@ -122,9 +122,19 @@ def test_a_mistake_of_ours_keeps_its_traceback(fails: list[BaseException]) -> No
     assert run("diff").exception is fails[0]
 
 
-def test_interrupt_is_130(fails: list[BaseException]) -> None:
-    fails.append(KeyboardInterrupt())
-    assert run("diff").exit_code == 130
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [([], "error: interrupted"), (["nothing was written"], "error: interrupted; nothing was written")],
+)
+def test_interrupt_is_one_line_and_130(fails: list[BaseException], said: list[str], line: str) -> None:
+    fails.append(KeyboardInterrupt(*said))
+    result = run("diff")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", line + "\n")
+
+
+def test_the_end_of_a_file_is_no_interrupt(fails: list[BaseException]) -> None:
+    fails.append(EOFError("ours"))
+    assert run("diff").exception is fails[0]
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -164,4 +174,4 @@ def test_ctrl_c_leaves_one_short_line(tmp_path: Path) -> None:
         waiting.send_signal(signal.SIGINT)
         _, said = waiting.communicate(timeout=30)
     assert waiting.returncode == 130
-    assert said.strip() == ""
+    assert said == "error: interrupted\n"

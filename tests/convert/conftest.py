@@ -94,7 +94,7 @@ def save(
             "samples": SAMPLES,
             "tokens": TOKENS,
             "lineage": [{"event": "train", "from_step": 0, "to_step": STEP}],
-            "tokenizer": {path.name: path for path in tokenizer.iterdir()},
+            "tokenizer": {path.name: path.read_bytes() for path in tokenizer.iterdir()},
             "trainer": trainer,
             **options,
         }

@@ -77,7 +77,7 @@ def test_layers_that_differ_are_told_apart(save: Save, tensors: Mapping[str, Ten
 def test_a_run(save: Save, tmp_path: Path) -> None:
     save("step-00000002")
     folder = save()
-    (tmp_path / ".step-00000009.0a1b2c.partial" / "model").mkdir(parents=True)
+    (tmp_path / ".step-00000009.0a1b2c.partial").mkdir()
     about = describe(tmp_path)
     assert about["path"] == str(folder)
     assert about["run"] == {

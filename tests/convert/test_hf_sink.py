@@ -123,7 +123,8 @@ def test_force_replaces_models_only(checkpoint: Checkpoint, tmp_path: Path, kind
         there.mkdir()
         (there / "config.json").write_text("{}") if kind == "checkpoint" else None
         (there / ("manifest.json" if kind == "checkpoint" else "thesis.tex")).write_text("precious")
-    with pytest.raises(CheckpointError, match="exists and is no Hugging Face model; choose another destination"):
+    why = "is not a folder" if kind == "file" else "is no Hugging Face model"
+    with pytest.raises(CheckpointError, match=f"exists and {why}; choose another destination"):
         export_model(checkpoint, there, NEOX, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 

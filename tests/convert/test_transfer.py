@@ -12,8 +12,9 @@ from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.convert.copy import Converted, converted, copy
 from neoxkit.convert.load import load_decoder, load_weights
 from neoxkit.convert.open import open_foreign
-from neoxkit.convert.transfer import file_sizes, import_model, kept_names, parts_for, reshard
+from neoxkit.convert.transfer import export_model, file_sizes, import_model, kept_names, parts_for, reshard
 from neoxkit.errors import CheckpointError, ConversionError
+from neoxkit.families import by_name
 from neoxkit.mesh import Mesh
 from neoxkit.nn.decoder import Decoder
 
@@ -114,3 +115,24 @@ def test_a_decoder_is_loaded_in_any_dtype(folder: Path) -> None:
     kept = model.embed.weight.data_ptr()
     load_weights(source, model)
     assert model.embed.weight.data_ptr() == kept
+
+
+@pytest.mark.parametrize(
+    ("model", "family", "said"),
+    [
+        ("mistral-linear", "mistral", "warning: transformers before 4.48 ignores rotary scaling of Mistral models\n"),
+        ("mistral-window", "mistral", ""),
+        ("llama-linear", "llama", ""),
+        ("gpt_neox-linear", "gpt_neox", ""),
+    ],
+)
+def test_what_old_releases_get_wrong_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, family: str, said: str
+) -> None:
+    tinies.save(tinies.tiny(model).model(), tmp_path / "hf")
+    import_model(open_foreign(tmp_path / "hf"), tmp_path / "a", Mesh())
+    capsys.readouterr()
+    export_model(Checkpoint.open(tmp_path / "a"), tmp_path / "again", by_name(family))
+    assert [line for line in capsys.readouterr().err.splitlines(keepends=True) if "export" not in line] == [said][
+        : bool(said)
+    ]

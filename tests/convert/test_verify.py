@@ -185,15 +185,13 @@ def test_weights_that_are_no_numbers_of_a_model(save: Save, tensors: Tensors) ->
     assert (only(verify(save(values=values, trainer=None))).kind) == "dtype"
 
 
-def test_a_tokenizer_with_more_ids_than_rows(save: Save, tokenizer: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_with_more_ids_than_rows(save: Save, tokenizer: Path) -> None:
     tree = json.loads((tokenizer / "tokenizer.json").read_text())
     tree["model"]["vocab"]["beyond"] = 270
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
-    finding = only(verify(save(tokenizer={"tokenizer.json": tmp_path / "tokenizer.json"})))
+    finding = only(verify(save(tokenizer={"tokenizer.json": json.dumps(tree).encode()})))
     assert finding.kind == "tokenizer"
     assert "ids up to 270, the model 270 rows" in finding.what
-    (tmp_path / "tokenizer.json").write_text("{}")
-    finding = only(verify(save("other", tokenizer={"tokenizer.json": tmp_path / "tokenizer.json"})))
+    finding = only(verify(save("other", tokenizer={"tokenizer.json": b"{}"})))
     assert finding.kind == "tokenizer"
 
 
@@ -236,7 +234,7 @@ def test_the_newest_of_a_run_is_checked_and_leftovers_are_noted(save: Save, tmp_
     folder = save()
     flip_bit(old, "model/embed.weight")
     dead = tmp_path / ".step-00000009.0a1b2c.partial"
-    (dead / "model").mkdir(parents=True)
+    dead.mkdir()
     (tmp_path / "latest").write_text("step-00000009\n")
     report = verify(tmp_path)
     assert report.path == folder

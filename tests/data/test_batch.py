@@ -14,9 +14,3 @@ def test_labels_follow_ids() -> None:
     assert batch.labels.tolist() == [[2, 3], [5, 6]]
     assert batch.ids.dtype == batch.labels.dtype == torch.int64
     assert batch.mask is None
-
-
-def test_what_follows_the_end_of_a_document_is_not_predicted() -> None:
-    batch = collate([np.array([1, 0, 3, 4])], silent=0)
-    assert batch.mask is not None
-    assert batch.mask.tolist() == [[True, False, True]]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
-from neoxkit.data.tokenizer import Tokenizer, train_bpe
+from neoxkit.data.tokenizer import NAMES, Tokenizer, train_bpe
 from neoxkit.errors import DataError
 
 TEXTS = [f"def add_{k}(left, right):\n    return left + right + {k}\n" for k in range(200)]
@@ -71,11 +71,22 @@ def test_a_batch_equals_its_texts(folder: Path) -> None:
 def test_the_fingerprint_is_of_the_file(folder: Path) -> None:
     content = (folder / "tokenizer.json").read_bytes()
     assert Tokenizer(folder).fingerprint == "sha256:" + hashlib.sha256(content).hexdigest()
-    assert [path.name for path in Tokenizer(folder).files()] == [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-    ]
+
+
+def test_every_file_of_a_tokenizer_is_carried(folder: Path, tmp_path: Path) -> None:
+    made = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert Tokenizer(folder).contents() == made
+    assert set(made) == {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    for name, content in {**dict.fromkeys(NAMES, b"more"), **made, "README.md": b"no"}.items():
+        (tmp_path / name).write_bytes(content)
+    assert Tokenizer(tmp_path).contents() == {**dict.fromkeys(NAMES, b"more"), **made}
+
+
+def test_a_tokenizer_of_another_name_is_carried_under_its_own(folder: Path, tmp_path: Path) -> None:
+    content = (folder / "tokenizer.json").read_bytes()
+    (tmp_path / "bpe.json").write_bytes(content)
+    (tmp_path / "tokenizer.json").write_bytes(b"another")
+    assert Tokenizer(tmp_path / "bpe.json").contents() == {"tokenizer.json": content}
 
 
 def words(path: Path) -> tokenizers.Tokenizer:

@@ -1,8 +1,9 @@
-"""A process that saves checkpoints, each in a fork of its own, so that the saver can be killed.
+"""A process that saves checkpoints and exports models, each in a fork of its own, so that it can be killed.
 
-For each line on stdin, "FOLDER SEED KILL_AT", it forks; the fork saves the tensors of that seed and
-publishes them. It prints the fork's process id at once, and, asked by an empty line, the signal that
-ended it (so that the id belongs to the fork for as long as it may be killed).
+For each line on stdin, "ACT FOLDER SEED KILL_AT", it forks; the fork saves the tensors of that seed and
+publishes them, or exports the model of that seed. It prints the fork's process id at once, and, asked
+by an empty line, the signal that ended it (so that the id belongs to the fork for as long as it may be
+killed).
 With KILL_AT above 0 the fork kills itself just before its call of that number that changes the disk,
 and prints the call's name.
 """
@@ -18,11 +19,16 @@ from typing import Any
 
 import torch
 
-from neoxkit.checkpoint import folder as folders
+from neoxkit.checkpoint import attempt as attempts
+from neoxkit.checkpoint.folder import publish
+from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.checkpoint.writer import Writer, cut
 from neoxkit.config.model import ModelConfig
+from neoxkit.convert.transfer import export_model
+from neoxkit.families import by_name
 from neoxkit.mesh import Mesh
-from neoxkit.spec import Axis, Split, TensorSpec
+from neoxkit.nn.decoder import specs
+from neoxkit.spec import Axis, Split, TensorSpec, whole
 
 CONFIG = ModelConfig.model_validate(
     {"family": "llama", "depth": 2, "width": 64, "vocab": 64, "context": 8, "mixer": {"heads": 4}}
@@ -49,7 +55,30 @@ def save(folder: Path, seed: int) -> None:
             for first in range(0, SHAPE[0], 128):
                 writer.write(name, ((first, first + 128), (0, SHAPE[1])), value[first : first + 128])
         writer.commit()
-    folders.publish(folder.parent, folder)
+    publish(folder.parent, folder)
+
+
+def source(folder: Path, seed: int) -> Path:
+    """The checkpoint of a whole model, which an export to `folder` is made of."""
+    return folder.parent / "sources" / f"seed-{seed}"
+
+
+def save_model(path: Path, seed: int) -> None:
+    """Save a whole model whose weights are all the seed."""
+    known = {f"model/{name}": spec for name, spec in specs(CONFIG).items()}
+    with Writer(path, cut(known, dict.fromkeys(known, "F32"), Mesh()), config=CONFIG, mesh={}) as writer:
+        for name, spec in known.items():
+            writer.write(name, whole(spec.shape), torch.full(spec.shape, float(seed)))
+        writer.commit()
+
+
+def export(folder: Path, seed: int) -> None:
+    """Export the model of a seed in several files, replacing what is there."""
+    checkpoint = Checkpoint.open(source(folder, seed))
+    export_model(checkpoint, folder, by_name("gpt_neox"), most=100_000, force=True)
+
+
+ACTS = {"save": save, "export": export}
 
 
 def die_at(number: int) -> None:
@@ -68,21 +97,21 @@ def die_at(number: int) -> None:
 
     for name in CHANGES:
         setattr(os, name, watched(name, getattr(os, name)))
-    folders._exchange = watched("exchange", folders._exchange)  # type: ignore[assignment]
+    attempts._exchange = watched("exchange", attempts._exchange)  # type: ignore[assignment]
 
 
 def main() -> None:
     """Serve until stdin ends."""
     torch.set_num_threads(1)
     for line in sys.stdin:
-        folder, seed, kill_at = line.split()
+        act, folder, seed, kill_at = line.split()
         announced, announce = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(announce)
             os.read(announced, 1)  # returns when the other end is closed
             die_at(int(kill_at))
-            save(Path(folder), int(seed))
+            ACTS[act](Path(folder), int(seed))
             os._exit(0)
         print(child, flush=True)
         os.close(announce)

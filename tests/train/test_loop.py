@@ -295,8 +295,10 @@ def test_the_tokenizer_travels_with_the_checkpoint(folder: Path) -> None:
     made = folder / "tokenizer"
     made.mkdir()
     Tokenizer(models.WordLevel({EOD: 0, "a": 1}, unk_token=EOD)).save(str(made / "tokenizer.json"))
+    (made / "generation_config.json").write_text('{"eos_token_id": 0}')
     first = start(folder, f"data.tokenizer={made}", steps=1).checkpoint
-    assert (first / "tokenizer" / "tokenizer.json").read_bytes() == (made / "tokenizer.json").read_bytes()
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert (first / "tokenizer" / name).read_bytes() == (made / name).read_bytes()
     shutil.rmtree(made)
     second = start(folder, f"load={first}", "save.folder=" + str(folder / "second"), steps=1).checkpoint
     assert (second / "tokenizer" / "tokenizer.json").is_file()

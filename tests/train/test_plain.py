@@ -9,6 +9,7 @@ import pytest
 import tiny_runs as runs
 import torch
 
+from neoxkit.errors import CheckpointError, ConversionError
 from neoxkit.families import by_name
 from neoxkit.families.schema import expand
 from neoxkit.families.spelling import write_config
@@ -25,8 +26,7 @@ FAMILIES = list(runs.MODELS)
 def engine(family: str = "gpt_neox", *overrides: str, **options: Any) -> PlainEngine:
     config = runs.config(family, *([Path("/nowhere")] if overrides else []), *overrides, **options)
     built = PlainEngine(config, NextToken())
-    initialise(built.model, config.model, config.init, config.seed)
-    built.optimizer.rebuild()
+    built.initialise()
     return built
 
 
@@ -192,13 +192,57 @@ def test_loaded_state_goes_on_bit_for_bit(precision: str) -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_loaded_weights_rebuild_the_masters() -> None:
-    first, second = engine("llama", precision="bf16"), engine("llama", precision="bf16", seed=9)
-    second.load_weights(Memory(first))  # type: ignore[arg-type]
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_masters_are_made_of_the_loaded_weights(family: str, precision: str) -> None:
+    """From fp32 weights nothing is rounded on the way to the masters; masters beside bf16 weights are not asked."""
+    first = engine(family, precision=precision, seed=9)
+    first.step([runs.batch(2, 0)], 0.01)
+    source = Memory(first)
+    second, third = engine(family, precision="bf16"), engine(family)
+    second.load_weights(source)  # type: ignore[arg-type]
+    third.load_weights(source)  # type: ignore[arg-type]
     held = values(second)
-    for spec, _, weight in pieces(first.model):
-        assert torch.equal(held[f"optimizer/master/{spec.name}"], weight.float())
+    lost = 0
+    for spec, _, weight in pieces(second.model):
+        master = held[f"optimizer/master/{spec.name}"]
+        assert torch.equal(master, source.held[f"model/{spec.name}"].float())
+        assert torch.equal(weight, master.bfloat16())
         assert not held[f"optimizer/exp_avg/{spec.name}"].any()
+        lost += int((master != weight.float()).any())
+    assert bool(lost) == (precision == "fp32")
+    assert second.counters() == engine(family, precision="bf16").counters()
+    assert all(
+        torch.equal(weight, source.held[f"model/{spec.name}"].float()) for spec, _, weight in pieces(third.model)
+    )
+
+
+def test_masters_of_another_shape_are_refused() -> None:
+    source = Memory(engine(precision="bf16"))
+    name = "optimizer/master/norm.weight"
+    source.specs[name] = TensorSpec("norm.weight", (8,), role=Role.NORM)
+    with pytest.raises(CheckpointError, match=r"optimizer/master/norm\.weight is \[8\]"):
+        engine(precision="bf16").load_state(source, {"kind": "adamw", "steps": 1})  # type: ignore[arg-type]
+
+
+def test_weights_that_are_not_the_configurations_are_refused() -> None:
+    source = Memory(engine())
+    del source.held["model/norm.bias"]
+    with pytest.raises(ConversionError, match=r"model/norm\.bias is missing"):
+        engine().load_weights(source)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_seed_begins_with_the_same_numbers_in_any_precision(family: str) -> None:
+    """In fp32, as `nn.init.initialise` draws them; in bf16 the masters are these, and the weights their rounding."""
+    whole, low = engine(family), values(engine(family, precision="bf16"))
+    drawn = engine(family, seed=9)
+    initialise(drawn.model, drawn.config.model, drawn.config.init, whole.config.seed)
+    weights = {spec.name: value for spec, _, value in pieces(drawn.model)}
+    for spec, _, weight in pieces(whole.model):
+        assert torch.equal(weight, weights[spec.name])
+        assert torch.equal(weight, low[f"optimizer/master/{spec.name}"])
+        assert torch.equal(weight.bfloat16(), low[f"model/{spec.name}"])
 
 
 def test_evaluation_changes_nothing() -> None:

@@ -79,3 +79,11 @@ def test_decay_may_end_before_the_run() -> None:
 
 def test_a_run_that_only_warms_up() -> None:
     assert rate(10, Schedule(warmup=1.0), 1e-3, 10) == 1e-3
+
+
+def test_no_rate_is_above_the_peak() -> None:
+    """Least of all the first, where warmup is less than a step: in runs of under 100 steps, by default."""
+    for warmup in (Schedule(), Schedule(warmup=0.003), Schedule(warmup_steps=3)):
+        for steps in range(1, 201):
+            assert max(rate(step, warmup, 1e-3, steps) for step in range(steps + 1)) <= 1e-3, steps
+    assert rate(0, Schedule(), 1e-3, 1) == 1e-3
