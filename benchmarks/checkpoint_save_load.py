@@ -1,10 +1,11 @@
 """Save and load of a checkpoint, checksums included, against the bare disk.
 
 Save: Writer, from tensors in memory to a committed checkpoint, against one file of the same bytes,
-written and flushed. Load: every tensor read from the disk (not from the system's cache) and checked,
-against the same bytes read into memory of the same sizes without a check. The two are done in turn,
-in an even number of rounds that swap which goes first (a disk that lends speed in bursts serves the
-first better), and the geometric mean of the rounds' ratios is what counts. Needs a quiet machine.
+written in the chunks that are fastest here, and flushed. Load: every tensor read from the disk (not
+from the system's cache) and checked, against the same bytes read by the same calls into memory of the same sizes
+without a check. The two are done in turn, in an even number of rounds that swap which goes first (a
+disk that lends speed in bursts serves the first better), and the geometric mean of the rounds' ratios
+is what counts. Needs a quiet machine.
 
     python benchmarks/checkpoint_save_load.py --gigabytes 1 --rounds 6
 """
@@ -25,13 +26,13 @@ import numpy as np
 import torch
 
 from neoxkit.checkpoint.dtypes import octets
+from neoxkit.checkpoint.raw_io import CHUNK, InputFile
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.checkpoint.writer import Writer, cut
 from neoxkit.config.model import ModelConfig
 from neoxkit.mesh import Mesh
 from neoxkit.spec import Axis, Split, TensorSpec, whole
 
-BLOCK = 32 << 20
 CONFIG = ModelConfig.model_validate(
     {"family": "llama", "depth": 1, "width": 2048, "vocab": 49152, "context": 2048, "mixer": {"heads": 16}}
 )
@@ -77,8 +78,8 @@ def raw_save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     with path.open("wb", buffering=0) as file:
         for value in tensors.values():
             data = memoryview(octets(value))
-            for first in range(0, len(data), BLOCK):
-                file.write(data[first : first + BLOCK])
+            for first in range(0, len(data), CHUNK):
+                file.write(data[first : first + CHUNK])
         os.fsync(file.fileno())
 
 
@@ -91,11 +92,12 @@ def load(folder: Path) -> None:
 
 def raw_load(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """The same bytes into memory of the same sizes, had in the same way, not checked."""
-    with path.open("rb", buffering=0) as file:
-        for value in tensors.values():
-            data = memoryview(np.empty(value.numel() * 2, np.uint8))
-            for first in range(0, len(data), BLOCK):
-                file.readinto(data[first : first + BLOCK])
+    file, at = InputFile(path), 0
+    for value in tensors.values():
+        data = np.empty(value.numel() * 2, np.uint8)
+        file.read(data, at)
+        at += data.size
+    file.close()
 
 
 def forget(path: Path) -> None:
@@ -132,7 +134,8 @@ def measure(gigabytes: float, rounds: int, tp: int, base: Path) -> dict[str, obj
         pairs = [acts[:2], acts[2:]]
         for pair in pairs:
             for name, act in pair if number % 2 else reversed(pair):
-                forget(path if "raw" in name else folder) if "load" in name else os.sync()
+                os.sync()
+                forget(path), forget(folder)  # memory is in the same state before each
                 seconds = timed(act)
                 if number:
                     taken[name].append(seconds)
