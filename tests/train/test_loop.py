@@ -24,18 +24,6 @@ from neoxkit.train.plain import TrainingError
 from neoxkit.train.saver import alone_in
 
 
-@pytest.fixture(autouse=True)
-def no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than these runs do."""
-    monkeypatch.setattr(loop, "draw", lambda folder: None)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    runs.write_tokens(tmp_path)
-    return tmp_path
-
-
 def start(folder: Path, *overrides: str, family: str = "gpt_neox", **options: Any) -> Outcome:
     config = runs.config(family, folder, *overrides, **options)
     return train(config, {"steps": config.steps})

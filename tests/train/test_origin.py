@@ -21,24 +21,12 @@ from neoxkit.config.load import load_tree, validate
 from neoxkit.data.sidecar import Sidecar, path_of, read_sidecar, write_sidecar
 from neoxkit.data.tokenizer import EOD, fingerprint_of
 from neoxkit.errors import ConfigError, DataError
-from neoxkit.train import loop, metrics
+from neoxkit.train import metrics
 from neoxkit.train.loop import Outcome, train
 from neoxkit.train.plain import PlainEngine
 from neoxkit.train.plan import plan
 
 ANGLES = {"kind": "rotary", "fraction": 0.25, "base": 5000.0}
-
-
-@pytest.fixture(autouse=True)
-def no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than these runs do."""
-    monkeypatch.setattr(loop, "draw", lambda folder: None)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    runs.write_tokens(tmp_path)
-    return tmp_path
 
 
 def tree(folder: Path, run: str = "run", **options: Any) -> dict[str, Any]:
