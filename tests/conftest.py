@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ from tiny import TINY, Tiny, save
 
 settings.register_profile("neoxkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("neoxkit")
+
+
+def pytest_configure() -> None:
+    """Signals as at a terminal: `nohup` and background jobs begin with some ignored, which commands inherit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", params=TINY, ids=str)

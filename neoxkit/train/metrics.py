@@ -137,7 +137,7 @@ def draw(folder: Path) -> Path | None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        note("no loss curve: matplotlib is not installed (pip install neoxkit[plot])")
+        note("no loss curve: matplotlib is not installed (pip install 'neoxkit[plot]')")
         return None
     records = read(folder)
     trained = [(r["step"], r["loss"]) for r in records if "loss" in r]
