@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import strategies as st
@@ -28,45 +29,130 @@ SCALINGS: SearchStrategy[dict[str, Any] | None] = st.one_of(
 )
 
 
+@dataclass(frozen=True)
+class Options:
+    """What the models of a family may differ in, besides sizes and tokens; Llama's own are the defaults."""
+
+    norm: str = "rms"  # layer: with a bias; bare: layer norm without
+    residual: tuple[str, ...] = ("sequential",)
+    position: str = "rotary"
+    partial: bool = False  # a part of each head may be rotated
+    scaled: bool = True  # rotary positions may be scaled
+    heads: tuple[int, ...] = (1, 2, 3, 4, 6)
+    grouped: bool = True  # fewer key/value heads than query heads
+    square: bool = False  # heads fill the width exactly
+    bias: tuple[tuple[bool, bool], ...] = ((False, False),)  # of query, key and value; of the output
+    window: bool = False
+    qk_norm: bool = False
+    span: str = "head"
+    embed_norm: bool = False
+    gated: bool = True
+    fourfold: bool = False  # the MLP has 4 x width rows
+    mlp_bias: tuple[bool, ...] = (False,)
+    activation: tuple[str, ...] = ("gelu", "gelu_tanh", "silu", "relu")
+
+
+EITHER = ((False, False), (True, True))
+OPTIONS = {
+    "gpt_neox": Options(
+        norm="layer",
+        residual=("parallel", "sequential"),
+        partial=True,
+        grouped=False,
+        square=True,
+        bias=EITHER,
+        gated=False,
+        mlp_bias=(True,),
+    ),
+    "llama": Options(bias=EITHER, mlp_bias=(False, True)),
+    "mistral": Options(window=True),
+    "qwen2": Options(bias=((True, False),)),
+    "qwen3": Options(bias=EITHER, qk_norm=True),
+    "phi3": Options(partial=True, scaled=False, window=True),
+    "stablelm": Options(
+        norm="layer", residual=("sequential", "shared"), partial=True, square=True, bias=((False, False), (True, False))
+    ),
+    "olmo2": Options(residual=("post",), bias=EITHER, qk_norm=True, span="all"),
+    "mpt": Options(
+        norm="bare",
+        position="alibi",
+        grouped=False,
+        square=True,
+        heads=(1, 2, 4, 8),
+        gated=False,
+        fourfold=True,
+        activation=("gelu",),
+    ),
+    "bloom": Options(
+        norm="layer",
+        position="alibi",
+        grouped=False,
+        square=True,
+        bias=((True, True),),
+        gated=False,
+        fourfold=True,
+        mlp_bias=(True,),
+        activation=("gelu_tanh",),
+        embed_norm=True,
+    ),
+    "gpt2": Options(
+        norm="layer",
+        position="learned",
+        grouped=False,
+        square=True,
+        bias=((True, True),),
+        gated=False,
+        mlp_bias=(True,),
+    ),
+}
+
+
 @composite
 def configs(draw: DrawFn, family: str) -> ModelConfig:
     """A small model of a family, with every option that the family has."""
-    neox = family == "gpt_neox"
-    heads = draw(st.sampled_from([1, 2, 3, 4, 6]))
+    may = OPTIONS[family]
+    heads = draw(st.sampled_from(may.heads))
     head_dim = 2 * draw(st.integers(1, 8))
-    rotated = 2 * draw(st.integers(1, head_dim // 2)) if neox else head_dim
-    bias = draw(st.booleans()) if family != "mistral" else False
+    width = heads * (head_dim if may.square else draw(st.integers(1, 8)))
+    bias, out_bias = draw(st.sampled_from(may.bias))
     vocab = draw(st.integers(3, 50))
     token = st.one_of(st.none(), st.integers(0, vocab - 1))
+    position: dict[str, Any] = {"kind": may.position}
+    if may.position == "rotary":
+        rotated = 2 * draw(st.integers(1, head_dim // 2)) if may.partial else head_dim
+        position |= {"base": draw(st.floats(1, 1e8)), "fraction": rotated / head_dim}
+        position |= {"scaling": draw(SCALINGS) if may.scaled else None}
     return ModelConfig.model_validate(
         {
             "family": family,
             "depth": draw(st.integers(1, 3)),
-            "width": heads * (head_dim if neox else draw(st.integers(1, 8))),
+            "width": width,
             "vocab": vocab,
             "context": draw(st.integers(1, 10**6)),
             "tied": draw(st.booleans()),
-            "residual": draw(st.sampled_from(["parallel", "sequential"])) if neox else "sequential",
-            "norm": {"kind": "layer" if neox else "rms", "eps": draw(st.floats(1e-12, 0.1)), "bias": neox},
-            "position": {
-                "kind": "rotary",
-                "base": draw(st.floats(1, 1e8)),
-                "fraction": rotated / head_dim,
-                "scaling": draw(SCALINGS),
+            "residual": draw(st.sampled_from(may.residual)),
+            "norm": {
+                "kind": "rms" if may.norm == "rms" else "layer",
+                "eps": draw(st.floats(1e-12, 0.1)),
+                "bias": may.norm == "layer",
             },
+            "embed_norm": may.embed_norm,
+            "position": position,
             "mixer": {
                 "heads": heads,
-                "kv_heads": heads if neox else draw(st.sampled_from([k for k in range(1, 7) if heads % k == 0])),
+                "kv_heads": draw(st.sampled_from([k for k in range(1, 7) if heads % k == 0])) if may.grouped else heads,
                 "head_dim": head_dim,
                 "bias": bias,
-                "out_bias": bias,
-                "window": draw(st.one_of(st.none(), st.integers(1, 9999))) if family == "mistral" else None,
+                "out_bias": out_bias,
+                "window": draw(st.one_of(st.none(), st.integers(1, 9999))) if may.window else None,
+                "qk_norm": may.qk_norm,
+                "qk_norm_span": may.span,
             },
             "mlp": {
-                "hidden": draw(st.integers(1, 64)),
-                "gated": not neox,
-                "activation": draw(st.sampled_from(["gelu", "gelu_tanh", "silu", "relu"])),
-                "bias": neox or (family == "llama" and draw(st.booleans())),
+                "hidden": 4 * width if may.fourfold else draw(st.integers(1, 64)),
+                "gated": may.gated,
+                "activation": draw(st.sampled_from(may.activation)),
+                "bias": draw(st.sampled_from(may.mlp_bias)),
             },
             "tokens": {
                 "bos": draw(token),

@@ -18,7 +18,7 @@ class Node(BaseModel):
 
 
 class Norm(Node):
-    """The normalisation before each sublayer and before the head."""
+    """The normalisation of each sublayer and before the head."""
 
     kind: Literal["layer", "rms"] = Field("layer", description="layer: LayerNorm; rms: RMSNorm.")
     eps: float = Field(1e-5, gt=0, description="Added to the variance.")
@@ -101,12 +101,17 @@ class Attention(Node):
     window: int | None = Field(
         None, gt=0, description="A token attends to itself and the window - 1 before it; null: to all before it."
     )
-    qk_norm: bool = Field(False, description="RMSNorm on each query and key head before the rotation.")
+    qk_norm: bool = Field(False, description="RMSNorm on queries and keys before the rotation.")
+    qk_norm_span: Literal["head", "all"] = Field(
+        "head", description="What that norm is taken over: each head by itself, or all heads of a token together."
+    )
 
     @model_validator(mode="after")
     def _groups(self) -> Attention:
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads {self.kv_heads} does not divide heads {self.heads}")
+        if self.qk_norm_span != "head" and not self.qk_norm:
+            raise ValueError("qk_norm_span says how qk_norm is taken; set qk_norm: true")
         return self
 
 
@@ -142,10 +147,12 @@ class ModelConfig(Node):
     vocab: int = Field(gt=0, description="Rows of the embedding, unpadded.")
     context: int = Field(gt=0, description="Tokens of the longest sequence.")
     tied: bool = Field(False, description="The head is the embedding, transposed.")
-    residual: Literal["sequential", "parallel"] = Field(
+    residual: Literal["sequential", "parallel", "shared", "post"] = Field(
         "sequential",
-        description="sequential: x += attn(norm1 x); x += mlp(norm2 x). parallel: x += attn(norm1 x) + mlp(norm2 x).",
+        description="sequential: x += attn(norm1 x); x += mlp(norm2 x). parallel: x += attn(norm1 x) + mlp(norm2 x). "
+        "shared: x += attn(norm1 x) + mlp(norm1 x). post: x += norm1(attn x); x += norm2(mlp x).",
     )
+    embed_norm: bool = Field(False, description="A norm on the embedding too, before the first layer.")
     norm: Norm = Norm()
     position: Position = Rotary()
     mixer: Attention = Field(description="How tokens exchange information.")

@@ -75,6 +75,8 @@ GPT_NEOX = Family(
     ),
     rules=rules,
     implies={
+        "residual": lambda c: c.residual if c.residual in ("parallel", "sequential") else "parallel",
+        "embed_norm": False,
         "norm.kind": "layer",
         "norm.bias": True,
         "position.kind": "rotary",

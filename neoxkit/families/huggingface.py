@@ -13,6 +13,7 @@ PASSIVE = frozenset(
         "architectures",
         "attention_dropout",
         "attention_probs_dropout_prob",
+        "auto_map",
         "classifier_dropout",
         "dtype",
         "hidden_dropout",
@@ -65,6 +66,21 @@ def width_over_heads(theirs: Mapping[str, Any]) -> int | None:
     """The head_dim of a configuration that does not state it; None where width or heads are no sizes."""
     width, heads = theirs.get("hidden_size"), theirs.get("num_attention_heads")
     return width // heads if type(width) is int and type(heads) is int and heads > 0 else None
+
+
+def kv_heads(default: int | None) -> Field:
+    """The field of key/value heads: null is as many as query heads, an absent key is `default` (None: the same)."""
+
+    def assumed(theirs: Mapping[str, Any]) -> Any:
+        return default if default and "num_key_value_heads" not in theirs else theirs.get("num_attention_heads")
+
+    return Field("mixer.kv_heads", ("num_key_value_heads",), default=assumed)
+
+
+def read_full_attention(theirs: Any) -> None:
+    """No window, from `layer_types`. Raises ValueError where a layer is of another type."""
+    if not isinstance(theirs, list) or any(kind != "full_attention" for kind in theirs):
+        raise ValueError("neoxkit has full attention in every layer of this family")
 
 
 def read_activation(theirs: Any) -> str:
@@ -167,12 +183,12 @@ def read_pad(theirs: Any) -> Any:
     return None if theirs == -1 else theirs
 
 
-def token_fields(bos: int, eos: int) -> tuple[Field, ...]:
+def token_fields(bos: int | None, eos: int | None, pad: int | None = None) -> tuple[Field, ...]:
     """Special tokens, with the ids that the family's configuration class assumes when they are absent."""
     return (
         Field("tokens.bos", ("bos_token_id",), default=bos, nullable=True),
-        Field("tokens.eos", ("eos_token_id",), default=(eos,), read=read_ids, write=write_ids, nullable=True),
-        Field("tokens.pad", ("pad_token_id",), default=None, read=read_pad, nullable=True),
+        Field("tokens.eos", ("eos_token_id",), default=read_ids(eos), read=read_ids, write=write_ids, nullable=True),
+        Field("tokens.pad", ("pad_token_id",), default=pad, read=read_pad, nullable=True),
     )
 
 
@@ -192,3 +208,27 @@ SCALING = (
     ),
     Field("position.scaling", ("rope_parameters",), default=None, read=read_scaling, write=write_rope_parameters),
 )
+
+ROPE_BASE = Field("position.base", ("rope_theta", "rope_parameters.rope_theta"), default=10000.0, read=read_number)
+
+ROTATED = (*SCALING, ROPE_BASE)
+"""Rotary positions; the part of each head that is rotated is the family's to say."""
+
+WHOLE_HEAD = Field(
+    "position.fraction",
+    (),
+    ("partial_rotary_factor", "rope_parameters.partial_rotary_factor"),
+    default=1.0,
+    read=read_number,
+)
+"""For families that rotate whole heads: read, so that another fraction is refused, and never written."""
+
+
+def part_of_head(default: float) -> Field:
+    """The field of families that rotate a part of each head."""
+    return Field(
+        "position.fraction",
+        ("partial_rotary_factor", "rope_parameters.partial_rotary_factor"),
+        default=default,
+        read=read_number,
+    )

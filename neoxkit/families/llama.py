@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from neoxkit.config.model import ModelConfig
 from neoxkit.families.huggingface import (
     PASSIVE,
-    SCALING,
+    ROTATED,
     SIZES,
+    WHOLE_HEAD,
+    kv_heads,
     read_activation,
     read_number,
     token_fields,
@@ -37,24 +39,18 @@ def rules(c: ModelConfig) -> Iterator[Rule]:
 
 DENSE = (
     *SIZES,
-    *SCALING,
-    *token_fields(bos=1, eos=2),
-    Field("norm.eps", ("rms_norm_eps",), default=1e-6, read=read_number),
-    Field("position.base", ("rope_theta", "rope_parameters.rope_theta"), default=10000.0, read=read_number),
-    Field(
-        "position.fraction",
-        (),
-        ("partial_rotary_factor", "rope_parameters.partial_rotary_factor"),
-        default=1.0,
-        read=read_number,
-    ),
-    Field("mixer.head_dim", ("head_dim",), default=width_over_heads),
+    *ROTATED,
+    WHOLE_HEAD,
     Field("mlp.activation", ("hidden_act",), default="silu", read=read_activation, write=write_activation),
 )
-"""The fields that Mistral shares."""
+"""The fields that families built alike share."""
+
+RMS_EPS = Field("norm.eps", ("rms_norm_eps",), default=1e-6, read=read_number)
+HEAD_DIM = Field("mixer.head_dim", ("head_dim",), default=width_over_heads)
 
 IMPLIES = {
     "residual": "sequential",
+    "embed_norm": False,
     "norm.kind": "rms",
     "norm.bias": False,
     "position.kind": "rotary",
@@ -70,7 +66,10 @@ LLAMA = Family(
     model_type="llama",
     fields=(
         *DENSE,
-        Field("mixer.kv_heads", ("num_key_value_heads",), default=lambda theirs: theirs.get("num_attention_heads")),
+        *token_fields(bos=1, eos=2),
+        RMS_EPS,
+        HEAD_DIM,
+        kv_heads(None),
         Field("mixer.bias", ("attention_bias",), default=False),
         Field("mixer.out_bias", ("attention_bias",), default=False),
         Field("mlp.bias", ("mlp_bias",), default=False),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from neoxkit.config.model import ModelConfig, Rotary
-from neoxkit.families.llama import DENSE, IMPLIES, LLAMA
+from neoxkit.families.huggingface import kv_heads, token_fields
+from neoxkit.families.llama import DENSE, HEAD_DIM, IMPLIES, LLAMA, RMS_EPS
 from neoxkit.families.schema import Field
 
 
@@ -23,7 +24,10 @@ MISTRAL = replace(
     model_type="mistral",
     fields=(
         *DENSE,
-        Field("mixer.kv_heads", ("num_key_value_heads",), default=8),
+        *token_fields(bos=1, eos=2),
+        RMS_EPS,
+        HEAD_DIM,
+        kv_heads(8),
         Field("mixer.window", ("sliding_window",), default=4096, nullable=True),
     ),
     implies={**IMPLIES, "mixer.bias": False, "mixer.out_bias": False, "mlp.bias": False},

@@ -7,7 +7,7 @@ holds no code that knows the direction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from neoxkit.config.model import ModelConfig
@@ -66,8 +66,10 @@ class Family:
     """How a configuration and its tensors are spelled elsewhere.
 
     `implies` are values of our configuration that the family's architecture fixes (or functions of
-    the configuration); a model which differs cannot be exported as this family. `passive` are their
-    keys that say nothing about the network. `buffers` are regular expressions of tensors in their
+    the configuration); a model which differs cannot be exported as this family. `fixed` are their keys
+    (dotted paths) for mathematics that we do only one way, with the value that asks for it, which is also
+    what an absent key means: another value is refused. `passive` are their keys that say nothing about
+    the network. `buffers` are regular expressions of tensors in their
     files which hold no weights. `tokenizer_class` is the classic class that every release of
     transformers knows. `caution` says, of a model that it spells, what a supported release would get
     wrong; None when nothing.
@@ -80,6 +82,7 @@ class Family:
     rules: Callable[[ModelConfig], Iterable[Rule]]
     implies: Mapping[str, Any]
     passive: frozenset[str]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
     tokenizer_class: str = "PreTrainedTokenizerFast"
     caution: Callable[[ModelConfig], str | None] = no_caution

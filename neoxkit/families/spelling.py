@@ -48,6 +48,7 @@ def read_config(family: Family, theirs: Mapping[str, Any], where: str = "config.
     for something that the family's architecture, as neoxkit knows it, does not do.
     """
     ours: dict[str, Any] = {"family": family.name}
+    _check_fixed(family, theirs, where)
     for path in dict.fromkeys(field.ours for field in family.fields):
         place(ours, path, _read_field([f for f in family.fields if f.ours == path], theirs, where))
     for path, value in family.implies.items():
@@ -69,6 +70,22 @@ def read_config(family: Family, theirs: Mapping[str, Any], where: str = "config.
         named = f" (from {', '.join(dict.fromkeys(keys))})" if keys else ""
         why = first["msg"].removeprefix("Value error, ")
         raise ConversionError(f"{where}: {path or 'model'}{named}: {why}", "correct the file") from None
+
+
+def _check_fixed(family: Family, theirs: Mapping[str, Any], where: str) -> None:
+    """Raise ConversionError for a key that asks for what neoxkit does not do."""
+    for path, wanted in family.fixed.items():
+        given = lookup(theirs, path)
+        if (
+            given is ABSENT
+            or given is None
+            or (given == wanted and isinstance(given, bool) == isinstance(wanted, bool))
+        ):
+            continue
+        raise ConversionError(
+            f"{where}: {path} is {_spelled(given)}, but neoxkit computes {family.name} with {_spelled(wanted)} only",
+            "this model is not supported",
+        )
 
 
 def _path(tree: Any, loc: tuple[str | int, ...]) -> str:
@@ -147,7 +164,8 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
 
 def unknown_keys(family: Family, theirs: Mapping[str, Any]) -> list[str]:
     """Their keys that the table does not know, which may mean something that neoxkit does not do."""
-    known = {path.split(".")[0] for field in family.fields for path in (*field.theirs, *field.also)}
+    paths = [*family.fixed, *(path for field in family.fields for path in (*field.theirs, *field.also))]
+    known = {path.split(".")[0] for path in paths}
     return sorted(key for key in theirs if key not in known | family.passive and not key.startswith("_"))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from neoxkit.config.model import Alibi, ModelConfig
 from neoxkit.nn.kernels import attend, distance_bias, visible
-from neoxkit.nn.norm import RMSNorm
+from neoxkit.nn.norm import RMSNorm, WideRMSNorm
 from neoxkit.nn.position import Rotation, alibi_slopes, rotate, rotation
 from neoxkit.nn.state import LayerState
 from neoxkit.parallel.layers import Column, Row
@@ -54,6 +54,15 @@ def build_context(
     return Context(turn, mask, positions, last)
 
 
+def build_head_norm(config: ModelConfig, name: str, heads: int) -> RMSNorm | None:
+    """The norm of queries or keys [..., heads, D], if there is one: of each head, or of all together."""
+    if not config.mixer.qk_norm:
+        return None
+    if config.mixer.qk_norm_span == "all":
+        return WideRMSNorm(name, heads * config.mixer.head_dim, config.norm.eps)
+    return RMSNorm(name, config.mixer.head_dim, config.norm.eps)
+
+
 class GroupedQueryAttention(nn.Module):
     """Holds `{name}.q`, `.k`, `.v` as one fused matrix, and `{name}.o`."""
 
@@ -64,8 +73,8 @@ class GroupedQueryAttention(nn.Module):
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.qkv = Column({f"{name}.q": q, f"{name}.k": kv, f"{name}.v": kv}, config.width, self.head_dim, mixer.bias)
         self.o = Row(f"{name}.o", q, config.width, self.head_dim, mixer.out_bias)
-        self.q_norm = RMSNorm(f"{name}.q_norm", self.head_dim, config.norm.eps) if mixer.qk_norm else None
-        self.k_norm = RMSNorm(f"{name}.k_norm", self.head_dim, config.norm.eps) if mixer.qk_norm else None
+        self.q_norm = build_head_norm(config, f"{name}.q_norm", self.heads)
+        self.k_norm = build_head_norm(config, f"{name}.k_norm", self.kv_heads)
 
     def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""

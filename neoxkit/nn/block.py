@@ -1,4 +1,4 @@
-"""One layer of the decoder: norm, mixer, norm, mlp, joined by a sequential or a parallel residual."""
+"""One layer of the decoder: mixer, mlp and their norms, joined to the residual stream in one of four ways."""
 
 from __future__ import annotations
 
@@ -36,6 +36,39 @@ class ParallelBlock(Block):
         return x + self.attn(self.norm1(x), context, state) + self.mlp(self.norm2(x))
 
 
-def build_block(config: ModelConfig, layer: int) -> Block:
+class PostNormBlock(Block):
+    """x += norm1(attn x); x += norm2(mlp x): what a sublayer adds is normed, not what it reads (OLMo 2)."""
+
+    def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
+        """[B, T, width] -> [B, T, width]."""
+        x = x + self.norm1(self.attn(x, context, state))
+        return x + self.norm2(self.mlp(x))
+
+
+class SharedNormBlock(nn.Module):
+    """x += attn(norm1 x) + mlp(norm1 x): a parallel residual with one norm for both (GPT-J, StableLM)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        name = f"layers.{layer}"
+        self.norm1 = build_norm(config.norm, f"{name}.norm1", config.width)
+        self.attn = GroupedQueryAttention(config, f"{name}.attn")
+        self.mlp = (GatedMlp if config.mlp.gated else Mlp)(config, f"{name}.mlp")
+
+    def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
+        """[B, T, width] -> [B, T, width]."""
+        normed = self.norm1(x)
+        return x + self.attn(normed, context, state) + self.mlp(normed)
+
+
+BLOCKS: dict[str, type[Block] | type[SharedNormBlock]] = {
+    "sequential": Block,
+    "parallel": ParallelBlock,
+    "shared": SharedNormBlock,
+    "post": PostNormBlock,
+}
+
+
+def build_block(config: ModelConfig, layer: int) -> nn.Module:
     """The layer that the configuration asks for."""
-    return (ParallelBlock if config.residual == "parallel" else Block)(config, layer)
+    return BLOCKS[config.residual](config, layer)

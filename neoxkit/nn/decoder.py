@@ -39,6 +39,7 @@ class Decoder(nn.Module):
         self.embed = Embed("embed", config.vocab, config.width)
         learned = isinstance(config.position, Learned)
         self.position = Embed("position", config.context, config.width, divided=False) if learned else None
+        self.embed_norm = build_norm(config.norm, "embed.norm", config.width) if config.embed_norm else None
         self.layers = nn.ModuleList(build_block(config, layer) for layer in range(config.depth))
         self.norm = build_norm(config.norm, "norm", config.width)
         self.head = Head("head", config.vocab, config.width, self.embed if config.tied else None)
@@ -62,6 +63,8 @@ class Decoder(nn.Module):
         x = self.embed(ids)
         if self.position is not None:
             x = x + self.position(positions)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
         context = build_context(self.config, positions, segments, x.dtype, state is not None)
         for layer, block in enumerate(self.layers):
             x = block(x, context, None if state is None else state.layers[layer])

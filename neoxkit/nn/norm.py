@@ -41,6 +41,14 @@ class RMSNorm(nn.Module):
         return self.weight * F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
 
 
+class WideRMSNorm(RMSNorm):
+    """RMSNorm over the last two dimensions together: all heads of a token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H, D] -> [..., H, D]."""
+        return super().forward(x.flatten(-2)).view_as(x)
+
+
 def build_norm(config: Norm, name: str, width: int) -> nn.Module:
     """The norm that the configuration asks for, holding `{name}.weight` and perhaps `{name}.bias`."""
     if config.kind == "rms":

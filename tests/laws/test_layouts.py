@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neoxkit.families.layout import PerHead, Same
+from neoxkit.families.layout import PerHead, Same, Stacked, Transposed
 
 SIZES = st.integers(1, 5)
 
@@ -32,3 +32,28 @@ def test_same() -> None:
     x = [torch.randn(2)]
     assert Same().split(x) is x
     assert Same().join(x) is x
+
+
+@given(rows=st.lists(SIZES, min_size=1, max_size=4), columns=st.one_of(st.none(), SIZES), turned=st.booleans())
+def test_stacked(rows: list[int], columns: int | None, turned: bool) -> None:
+    turned = turned and columns is not None
+    layout = Transposed(Stacked(tuple(rows))) if turned else Stacked(tuple(rows))
+    theirs = torch.randn(sum(rows) if columns is None else (columns, sum(rows)) if turned else (sum(rows), columns))
+    ours = layout.split([theirs])
+    assert [each.shape[0] for each in ours] == rows
+    assert torch.equal(layout.join(ours)[0], theirs)
+    assert layout.join(ours)[0].is_contiguous()
+    again = layout.split(layout.join(ours))
+    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
+def test_stacked_is_one_below_the_other() -> None:
+    q, k, v = Stacked((2, 1, 1)).split([torch.arange(4)])
+    assert (q.tolist(), k.tolist(), v.tolist()) == ([0, 1], [2], [3])
+
+
+def test_transposed() -> None:
+    theirs = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    (ours,) = Transposed().split([theirs])
+    assert ours.tolist() == [[1, 4], [2, 5], [3, 6]]
+    assert torch.equal(Transposed().join([ours])[0], theirs)
