@@ -141,7 +141,7 @@ def describe(path: Path) -> tuple[str, str]:
     """What a path without a checkpoint is instead, and what to do with it."""
     if not path.exists():
         if len(path.parts) == 2 and not path.parent.exists():  # a name of the Hub is not a path
-            fetch = f"hf download {path} --local-dir {path.name}"
+            fetch = f"neoxkit import {path} DESTINATION"
             return "no such file or folder", f"check the path, or fetch it: {fetch}"
         return "no such file or folder", "check the path"
     if not path.is_dir():
@@ -152,7 +152,7 @@ def describe(path: Path) -> tuple[str, str]:
     if any(name.endswith((".safetensors", ".safetensors.index.json", ".bin")) for name in names) and CONFIG in names:
         return "a Hugging Face folder, not a neoxkit checkpoint", f"run: neoxkit import {path} DESTINATION"
     if any(re.fullmatch(r"global_step\d+|mp_rank_\d+.*\.pt|layer_\d+-model_.*\.pt", name) for name in names):
-        return "a gpt-neox (DeepSpeed) folder, not a neoxkit checkpoint", "convert it to a Hugging Face folder first"
+        return "a gpt-neox checkpoint, not a neoxkit one", f"run: neoxkit import {path} DESTINATION"
     if list_checkpoints(path):
         return "a run without a single valid checkpoint", "see the warnings above; train again, or restore a copy"
     if any(LEFT_OVER.fullmatch(name) for name in names):

@@ -23,7 +23,7 @@ from neoxkit.errors import NeoxkitError
 COMMANDS = {
     "data": ("neoxkit.cli.data", "Turn text into tokens to train on, and show what token files hold."),
     "train": ("neoxkit.cli.train", "Train the model that FILES describe, merged in order."),
-    "import": ("neoxkit.cli.import_", "Make a checkpoint of a Hugging Face folder."),
+    "import": ("neoxkit.cli.import_", "Make a checkpoint of a model that another program wrote."),
     "export": ("neoxkit.cli.export", "Make a Hugging Face model of a checkpoint."),
     "reshard": ("neoxkit.cli.reshard", "Cut a checkpoint for another number of devices."),
     "inspect": ("neoxkit.cli.inspect", "Show what is in a checkpoint."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,6 +132,17 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def safetensors_dtype(dtype: str | None) -> str | None:
     """What `--dtype` gave, as safetensors spells it."""
     return None if dtype is None else SAFETENSORS_DTYPES[dtype]
+
+
+def assumptions(given: Sequence[str]) -> dict[str, str]:
+    """What `--assume KEY=VALUE` gave, by key. Raises ConfigError for what is not of this form, or given twice."""
+    found: dict[str, str] = {}
+    for each in given:
+        key, equals, value = each.partition("=")
+        if not (key and equals and value) or key in found:
+            raise ConfigError(f"--assume {each}: not KEY=VALUE, or given twice", "write it as --assume rope-factor=8")
+        found[key] = value
+    return found
 
 
 def size_in_bytes(text: str) -> int:

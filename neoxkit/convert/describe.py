@@ -1,4 +1,4 @@
-"""What is in a checkpoint, or in a Hugging Face folder, from its indexes alone. No torch for a checkpoint."""
+"""What is in a checkpoint, or in a foreign model's folder, from its indexes alone. No torch for a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,23 +12,31 @@ from neoxkit.checkpoint.attempt import dead_attempts
 from neoxkit.checkpoint.folder import list_checkpoints
 from neoxkit.checkpoint.format import CONFIG, ITEM_BYTES, MANIFEST, MODEL, STATE, bare
 from neoxkit.checkpoint.reader import Checkpoint
-from neoxkit.convert.open import open_any
+from neoxkit.convert.open import Foreign, open_any
 from neoxkit.errors import CheckpointError
 from neoxkit.spec import Role, Split, volume, whole
 
 if TYPE_CHECKING:
     from neoxkit.checkpoint import Source
-    from neoxkit.convert.hf_source import HuggingFaceSource
+
+KINDS = {
+    "checkpoint": "neoxkit checkpoint",
+    "huggingface": "Hugging Face folder",
+    "meta": "Meta's files of a Llama model",
+    "mistral": "Mistral's files",
+    "gpt-neox": "gpt-neox checkpoint",
+}
+"""What people read for each kind of source."""
 
 _LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What `path` holds, ready for JSON: a checkpoint, the newest of a run, or a Hugging Face folder.
+    """What `path` holds, ready for JSON: a checkpoint, the newest of a run, or a foreign model's folder.
 
-    Keys; those of a checkpoint alone are null for a Hugging Face folder:
+    Keys; those of a checkpoint alone are null for a foreign model:
 
-    path, kind        the folder, and "checkpoint" or "huggingface"
+    path, kind        the folder, and "checkpoint", "huggingface", "meta", "mistral" or "gpt-neox"
     run               {"path", "checkpoints": [name], "unfinished": [name]} when `path` is a run, else null
     family            the family's name
     model             the fingerprint of the weights, whatever their cut; checkpoint
@@ -85,13 +93,13 @@ def _of_checkpoint(source: Checkpoint, path: Path) -> dict[str, Any]:
     }
 
 
-def _of_foreign(source: HuggingFaceSource) -> dict[str, Any]:
+def _of_foreign(source: Foreign) -> dict[str, Any]:
     paths = sorted(path for path in source.folder.iterdir() if path.is_file())
     files = [{"path": path.name, "bytes": path.stat().st_size} for path in paths]
     absent = ("run", "model", "created", "writer", "step", "samples", "tokens", "mesh", "lineage", "trainer")
     return {
         "path": str(source.folder),
-        "kind": "huggingface",
+        "kind": source.kind,
         **dict.fromkeys(absent),
         "family": source.config.family,
         **_sizes(source),
@@ -225,7 +233,7 @@ def _facts(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "run", f"{about['run']['path']}: {count} checkpoint{'s' if count > 1 else ''}, this is the newest"
         if about["run"]["unfinished"]:
             yield "unfinished", f"{', '.join(about['run']['unfinished'])} (the next save removes it)"
-    yield "kind", {"checkpoint": "neoxkit checkpoint", "huggingface": "Hugging Face folder"}[about["kind"]]
+    yield "kind", KINDS[about["kind"]]
     yield "family", about["family"]
     parameters = about["parameters"]
     yield "parameters", f"{parameters['total']:,} ({parameters['non_embedding']:,} without embeddings and head)"

@@ -35,6 +35,8 @@ class HuggingFaceSource:
     ConversionError or CheckpointError, naming the file, the key or the tensor.
     """
 
+    kind = "huggingface"
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         where = folder / "config.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -11,9 +12,8 @@ import torch
 from torch import Tensor
 
 from neoxkit.checkpoint import Source
-from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.convert.load import load_decoder
-from neoxkit.convert.open import is_foreign
+from neoxkit.convert.open import is_hugging_face, open_any
 from neoxkit.errors import ConversionError
 
 _SEED = 20_480
@@ -38,21 +38,21 @@ class Difference:
 def logits_difference(ours: Source, theirs: Path, tokens: int = 64) -> Difference:
     """Compare the decoder of a source with the model in a folder, on random tokens of a fixed seed.
 
-    `theirs` is a checkpoint or run, loaded as `ours` is, or a Hugging Face folder, loaded and run by
-    transformers. One model is in memory at a time.
+    `theirs` is a Hugging Face folder, loaded and run by transformers, or anything else that `open_any`
+    opens, loaded as `ours` is. One model is in memory at a time.
 
     Raises ModuleNotFoundError without transformers, ConversionError when the vocabularies differ or
     transformers cannot load the folder whole, CheckpointError when either is damaged.
     """
     config = ours.config
     ids = random_ids(config.vocab, min(tokens, config.context))
-    if is_foreign(theirs):
+    if is_hugging_face(theirs):
         import transformers  # noqa: F401 (missing, it should say so before minutes of work)
 
         a = _decoder_logits(ours, ids)
         b = _transformers_logits(theirs, ids, config.vocab)
     else:
-        with Checkpoint.open(theirs) as other:
+        with closing(open_any(theirs)) as other:
             _check_vocab(theirs, other.config.vocab, config.vocab)
             a = _decoder_logits(ours, ids)
             b = _decoder_logits(other, ids[:, : other.config.context])

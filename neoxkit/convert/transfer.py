@@ -12,8 +12,8 @@ from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.checkpoint.writer import Part, Writer, cut
 from neoxkit.convert.copy import Converted, copy
 from neoxkit.convert.hf_sink import ORIGIN, HuggingFaceSink, plan_shards
-from neoxkit.convert.hf_source import HuggingFaceSource
 from neoxkit.convert.load import check_model
+from neoxkit.convert.open import Foreign
 from neoxkit.convert.tokenizer import check_vocabulary, exported_files
 from neoxkit.data.tokenizer import tokenizer_contents
 from neoxkit.errors import ConversionError
@@ -40,15 +40,17 @@ def file_sizes(parts: Sequence[Part]) -> dict[str, int]:
 
 
 def import_model(
-    model: HuggingFaceSource,
+    model: Foreign,
     folder: Path,
     mesh: Mesh,
     dtype: str | None = None,
     tokenizer: bool = True,
     force: bool = False,
+    origin: str | None = None,
 ) -> None:
     """Write a foreign model as a checkpoint, cut for a mesh, its weights in `dtype` ("BF16") if given.
 
+    `origin` is what the lineage names instead of the folder: where the folder's files were fetched from.
     Raises ConversionError when the tokenizer makes ids that the model has no row for, and as Writer,
     copy and cut do; then nothing is left at `folder`, and what was there stays.
     """
@@ -61,7 +63,7 @@ def import_model(
         parts,
         config=model.config,
         mesh={"pp": mesh.pp, "tp": mesh.tp},
-        lineage=[model.lineage],
+        lineage=[{**model.lineage, "source": origin} if origin else model.lineage],
         tokenizer=tokenizer_contents(model.folder) if tokenizer else None,
         force=force,
     )

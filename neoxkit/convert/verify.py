@@ -39,10 +39,10 @@ LIKE_THE_MODEL = (MASTER, "optimizer/exp_avg/", "optimizer/exp_avg_sq/")
 
 
 def verify(path: Path) -> Report:
-    """Check everything in a checkpoint, the newest of a run, or a Hugging Face folder; what is wrong is reported.
+    """Check everything in a checkpoint, the newest of a run, or a foreign model; what is wrong is reported.
 
     Raises CheckpointError when `path` is no checkpoint at all, or one of a format that is not known,
-    and as HuggingFaceSource does.
+    and as open_foreign does.
     """
     if is_foreign(path):
         return _verify_foreign(path)
@@ -225,10 +225,10 @@ def _check_trainer(state: object, manifest: Manifest) -> Iterator[str]:
 
 
 def _verify_foreign(path: Path) -> Report:
-    """Check a Hugging Face folder, as far as it can be: opening it compares names and shapes with its config.json."""
+    """Check a foreign model, as far as it can be: opening it compares names and shapes with its configuration."""
     source = open_foreign(path)
-    report = Report(path, files=len({place.file for place in source.files.places.values()}), bytes=source.files.bytes)
-    report.notes.append(f"{path}: a Hugging Face folder has no checksums; altered numbers that are finite go unseen")
+    report = Report(path, files=len(source.files.paths), bytes=source.files.bytes)
+    report.notes.append(f"{path}: a foreign model has no checksums; altered numbers that are finite go unseen")
     report.findings += _check_tokenizer(path, source.config)
     with progress("verify", report.bytes) as bar:
         for name in source.names():

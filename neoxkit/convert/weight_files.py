@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,8 @@ from torch import Tensor
 from neoxkit.checkpoint.dtypes import TORCH, empty, name_of
 from neoxkit.checkpoint.raw_io import InputFile
 from neoxkit.checkpoint.safetensors_file import Entry, read_header
+from neoxkit.convert.weight_names import SINGLE
 from neoxkit.errors import CheckpointError
-
-SINGLE = ("model.safetensors", "pytorch_model.bin")
-"""Names of a model in one file, the preferred one first; an index adds `.index.json`."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,13 @@ class Place:
 class WeightFiles:
     """The tensors of a folder by key. Nothing but headers is read before `read`.
 
-    Raises CheckpointError, naming the file, for a missing, damaged or contradictory one.
+    `names` are those that the one file, or its index, may have. Raises CheckpointError, naming the
+    file, for a missing, damaged or contradictory one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Sequence[str] = SINGLE) -> None:
         self.folder = folder
+        self._names = names
         self._pickles: dict[Path, Mapping[str, Tensor]] = {}
         self._open: dict[Path, InputFile] = {}
         self.places: dict[str, Place] = {}
@@ -62,7 +62,7 @@ class WeightFiles:
 
     def _listed(self) -> Iterator[tuple[Path, list[str] | None]]:
         """Each file, and the keys that an index gives it (None: all it holds)."""
-        for name in SINGLE:
+        for name in self._names:
             index = self.folder / f"{name}.index.json"
             if index.is_file():
                 by_file = self._indexed(index)
@@ -113,6 +113,11 @@ class WeightFiles:
                 raise CheckpointError(f"{file}: not a mapping of names to tensors", "choose a model's weights")
             self._pickles[file] = loaded
         return self._pickles[file]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that hold tensors."""
+        return sorted({place.file for place in self.places.values()})
 
     @cached_property
     def bytes(self) -> int:

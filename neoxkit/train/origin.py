@@ -10,8 +10,7 @@ from typing import Any
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.config.model import ModelConfig
 from neoxkit.config.run import RunConfig
-from neoxkit.convert.hf_source import HuggingFaceSource
-from neoxkit.convert.open import open_any
+from neoxkit.convert.open import Foreign, open_any
 from neoxkit.data.tokenizer import FILE, Tokenizer, fingerprint_of, tokenizer_contents
 from neoxkit.errors import ConfigError, DataError
 from neoxkit.log import note
@@ -29,7 +28,7 @@ class Origin:
     """What a run goes on from or begins with; neither, when its weights are drawn from the seed."""
 
     past: Past | None = None
-    source: Checkpoint | HuggingFaceSource | None = None
+    source: Checkpoint | Foreign | None = None
 
     @property
     def at(self) -> Position:
@@ -41,10 +40,10 @@ class Origin:
         """The events before this stretch of training, and the step at which it begins."""
         if self.past:
             return self.past.lineage
-        if isinstance(self.source, HuggingFaceSource):
-            return [self.source.lineage], 0
         if self.source is None:
             return [], 0
+        if not isinstance(self.source, Checkpoint):
+            return [self.source.lineage], 0
         event = {"event": "load", "source": str(self.source.path), "model": self.source.fingerprint}
         return [*self.source.manifest.lineage, event], 0
 

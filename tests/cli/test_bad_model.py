@@ -57,19 +57,40 @@ def malicious() -> None:
     torch.save({"model.norm.weight": Malicious()}, "hf/pytorch_model.bin")
 
 
+def neox(embedding: Any) -> None:
+    """A run of gpt-neox whose one layer's names are right."""
+    folder = Path("run5/global_step5")
+    folder.mkdir(parents=True)
+    Path("run5/latest").write_text("global_step5")
+    matrix, vector = torch.zeros(12, 4), torch.zeros(4)
+    block = {"input_layernorm.weight": vector, "attention.query_key_value.weight": matrix}
+    layers = {0: {"word_embeddings.weight": embedding}, 2: block, 4: {"norm.weight": vector}}
+    for layer, held in layers.items():
+        torch.save(held, folder / f"layer_{layer:02d}-model_00-model_states.pt")
+
+
 FOLDERS = [
     Case("no such folder", "import nowhere out", "nowhere: no such file or folder; check the path"),
-    Case("a Hub id", "import EleutherAI/pythia-160m out",
-         "EleutherAI/pythia-160m: no such file or folder; ... hf download"),
+    Case("no such folder in one that is there", "import hf/nowhere out",
+         "hf/nowhere: no such file or folder; check the path"),
     Case("a weight file", "import hf/model.safetensors out",
          "hf/model.safetensors: a file, not a model's folder; name"),
     Case("a run", "import run out", "run: a run of neoxkit, whose checkpoints need no import; use them as they are"),
     Case("a folder of text", "import text out",
          "text: no config.json: not a Hugging Face model; choose a model's folder"),
     Case("a checkpoint", "import checkpoint out", "checkpoint: a neoxkit checkpoint already; ... neoxkit reshard"),
-    Case("a folder of gpt-neox", "import global_step100 out",
-         "global_step100: a gpt-neox (DeepSpeed) folder ... ; convert",
+    Case("a damaged file of gpt-neox", "import global_step100 out",
+         "global_step100/mp_rank_00_model_states.pt: not a file of torch tensors ... ; fetch",
          also(lambda: Path("global_step100").mkdir(), write("global_step100/mp_rank_00_model_states.pt"))),
+    Case("a malicious file of gpt-neox", "import run5 out",
+         "layer_00-model_00-model_states.pt: asks for posix.system: refused; do not trust this file",
+         lambda: neox(Malicious())),
+    Case("a gpt-neox without settings", "import run5 out",
+         "global_step5: no settings in ... configs; give them with --config", lambda: neox(torch.zeros(4, 4))),
+    Case("settings of gpt-neox for another", "import hf out --config a.yml",
+         "hf: no gpt-neox checkpoint, which alone has settings; leave --config out"),
+    Case("settings that are not there", "import run5 out --config a.yml", "a.yml: No such file or directory; check",
+         lambda: neox(torch.zeros(4, 4))),
     Case("no weights", "import hf out", "hf: no model.safetensors, no pytorch_model.bin ... ; ", remove(WEIGHTS)),
 ]  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import TINY, Tiny
 from torch import Tensor
 
@@ -95,7 +96,8 @@ def test_a_hugging_face_folder(tiny_model: Tiny, tmp_path: Path) -> None:
     about = describe(tmp_path)
     assert set(about) == KEYS
     assert about["parameters"]["total"] == model.num_parameters()
-    outside = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    outside = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    outside.add(id(model.get_output_embeddings().weight))
     rest = sum(p.numel() for p in model.parameters() if id(p) not in outside)
     assert about["parameters"]["non_embedding"] == rest
     assert about["kind"] == "huggingface"

@@ -1,0 +1,1 @@
+"""gpt-neox (Megatron and DeepSpeed) checkpoints: their pickles, settings and tensors."""

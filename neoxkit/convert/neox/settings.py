@@ -1,0 +1,106 @@
+"""The settings of a gpt-neox run: its YAML files, with hyphens and underscores alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neoxkit.errors import ConfigError, ConversionError
+
+REMEDY = "give the right settings with --config FILE"
+
+
+@dataclass
+class Settings:
+    """Values by key, underscored, and the file that each is from. A null is an absent key."""
+
+    folder: Path
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or the default of gpt-neox."""
+        return self.values.get(key, default)
+
+    def said(self, key: str) -> str:
+        """A key, its value and its file, for a message."""
+        return f"{self.origins.get(key, self.folder)}: {key} is {self.values.get(key)!r}"
+
+    def word(self, key: str, default: str) -> str:
+        """A text in small letters. Raises ConversionError for anything else."""
+        value = self.get(key, default)
+        if not isinstance(value, str):
+            raise ConversionError(f"{self.said(key)}, not a text", REMEDY)
+        return value.lower()
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false. Raises ConversionError for anything else."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise ConversionError(f"{self.said(key)}, not true or false", REMEDY)
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number; 1e-5, which YAML takes for a text, is one. Raises ConversionError for anything else."""
+        value = self.get(key, default)
+        try:
+            if isinstance(value, bool) or not isinstance(value, int | float | str) or not isfinite(float(value)):
+                raise ValueError
+            return float(value)
+        except (ValueError, OverflowError):
+            raise ConversionError(f"{self.said(key)}, not a number", REMEDY) from None
+
+    def whole(self, key: str) -> int | None:
+        """A whole number above 0, or None when it is not given. Raises ConversionError for anything else."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConversionError(f"{self.said(key)}, not a whole number above 0", REMEDY)
+        return value
+
+
+def read_settings(folder: Path, given: Sequence[Path] = (), used: Iterable[str] = ()) -> Settings:
+    """The settings in a checkpoint's configs/, and over them those of the files `given`, later ones first.
+
+    Raises ConversionError when there are none, or when two files in configs/ disagree about a key of `used`.
+    """
+    settings = Settings(folder)
+    inside = sorted(p for p in (folder / "configs").glob("*") if p.suffix in (".yml", ".yaml", ".json") and p.is_file())
+    for path in inside:
+        for key, value in _read(path).items():
+            if value is None:
+                continue
+            if key in settings.values and settings.values[key] != value and key in used and not given:
+                raise ConversionError(
+                    f"{path}: {key} is {value!r}, but {Path(settings.origins[key]).name} has {settings.values[key]!r}",
+                    REMEDY,
+                )
+            settings.values[key], settings.origins[key] = value, str(path)
+    for path in given:
+        for key, value in _read(path).items():
+            settings.values[key], settings.origins[key] = value, str(path)
+            if value is None:
+                del settings.values[key]
+    if not settings.values:
+        raise ConversionError(f"{folder}: no settings in {folder / 'configs'}", "give them with --config FILE")
+    return settings
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", "check the path") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())[:160]})", REMEDY) from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(f"{path}: not a mapping of settings", REMEDY)
+    return {key.replace("-", "_"): value for key, value in tree.items()}
