@@ -8,6 +8,7 @@ tests/cli/options.txt is written too: an option that appears or goes shows in it
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +51,34 @@ def options() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"docs/cli.md": commands, "docs/options.md": reference.markdown, "tests/cli/options.txt": options}
+def results() -> str:
+    """The page of what commands print with `--json`: the docstrings of what makes it."""
+    from neoxkit.checkpoint.retention import Removal
+    from neoxkit.cli.verify import against_json
+    from neoxkit.convert.compare import Comparison
+    from neoxkit.convert.contents import Report
+    from neoxkit.convert.describe import describe
+
+    makers = {
+        "inspect": [describe],
+        "verify": [Report.json, against_json],
+        "diff": [Comparison.json],
+        "gc": [Removal.json],
+    }
+    lines = ["# What commands print with `--json`", "", "Generated from the code by `make docs`."]
+    for name, functions in makers.items():
+        lines += ["", f"## neoxkit {name}"]
+        for function in functions:
+            lines += ["", "```text", inspect.getdoc(function) or "", "```"]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "docs/json.md": results,
+    "docs/cli.md": commands,
+    "docs/options.md": reference.markdown,
+    "tests/cli/options.txt": options,
+}
 
 
 def generate(check: bool) -> int:

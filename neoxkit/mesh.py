@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
 from neoxkit.errors import ConfigError
-from neoxkit.spec import Axis, Coord
+from neoxkit.spec import Axis, Coord, TensorSpec
 
 
 class Ends(Enum):
@@ -62,6 +63,18 @@ class Mesh:
         place[Axis.EP] = (expert % self.ep, self.ep)
         return place
 
+    def along(self, axes: Collection[Axis]) -> list[tuple[int, ...]]:
+        """All ranks, in groups that differ only on these axes (not `ep`); each group, and their list, in order.
+
+        Example: of pp 2 x tp 2, along tp (0, 1) and (2, 3), along pp (0, 2) and (1, 3).
+        """
+        found: dict[tuple[int, ...], list[int]] = {}
+        for rank in range(self.world):
+            place = self.coord(rank)
+            others = tuple(place[axis][0] for axis in Axis if axis is not Axis.EP and axis not in axes)
+            found.setdefault(others, []).append(rank)
+        return [tuple(ranks) for ranks in found.values()]
+
     def stage_of(self, layer: int | Ends, depth: int) -> int:
         """The pipeline stage, of 0 to pp - 1, that runs a layer of a decoder `depth` layers deep.
 
@@ -80,6 +93,32 @@ class Mesh:
 
 ONE = Mesh()
 """The mesh of a single process."""
+
+
+def holders(spec: TensorSpec, at: Coord, axis: Axis) -> range:
+    """The indices along an axis which hold the same box of a tensor as this place does.
+
+    All of them when the axis does not divide it; this one alone when it does; neighbours when there
+    are more ranks than units (see `spec.span`): of 2 key/value heads over 4 ranks, rank 3 holds what
+    rank 2 does.
+    """
+    index, size = at.get(axis, (0, 1))
+    split = next((split for split in spec.splits if split.axis is axis), None)
+    if split is None:
+        return range(size)
+    units = spec.shape[split.dim] // split.unit
+    alike = 1 if split.ragged or units >= size else size // units
+    first = index - index % alike
+    return range(first, first + alike)
+
+
+def counts(spec: TensorSpec, at: Coord, axes: Collection[Axis]) -> bool:
+    """Whether, of the places along these axes that hold the same box of a tensor, this is the first.
+
+    So a norm over all processes, or a save, takes each element once, and no process asks another.
+    """
+    return all(holders(spec, at, axis)[0] == at.get(axis, (0, 1))[0] for axis in axes)
+
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 

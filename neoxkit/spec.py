@@ -175,6 +175,17 @@ def rows(box: Box, most: int) -> Iterator[Box]:
         yield ((first, min(first + step, stop)), *rest)
 
 
+def blocks(box: Box, most: int) -> Iterator[Box]:
+    """Cut a box into row-major boxes of at most `most` elements (or one), each contiguous in it."""
+    if not box or volume(box[1:]) <= most:
+        yield from rows(box, most)
+        return
+    start, stop = box[0]
+    for index in range(start, stop):
+        for rest in blocks(box[1:], most):
+            yield ((index, index + 1), *rest)
+
+
 def run_boxes(box: Box, run: Run) -> list[Box]:
     """The boxes that a run of a box's elements consists of, in row-major order.
 
@@ -203,25 +214,28 @@ def run_boxes(box: Box, run: Run) -> list[Box]:
     return found
 
 
-def gaps(shape: Sequence[int], parts: Iterable[Box]) -> list[Box]:
-    """The boxes of a tensor that no part covers."""
+def gaps(shape: Sequence[int], parts: Iterable[Box], most: int | None = None) -> list[Box] | None:
+    """The boxes of a tensor that no part covers; None when there may be more than `most` of them.
+
+    Their number can grow with the power of the dimensions: 200 boxes in 4 dimensions make millions.
+    """
     missing = [whole(shape)] if volume(whole(shape)) else []
     for part in parts:
         missing = [rest for hole in missing for rest in _subtract(hole, part)]
+        if most is not None and len(missing) > most:
+            return None
     return missing
 
 
-def collisions(parts: Sequence[Box]) -> list[Box]:
-    """The boxes that two parts both cover."""
+def collisions(parts: Sequence[Box]) -> Iterator[Box]:
+    """The boxes that two parts both cover, as they are found."""
     ordered = sorted(part for part in parts if volume(part))
-    found: list[Box] = []
     active: list[Box] = []
     for part in ordered:
         if part:
             active = [other for other in active if other[0][1] > part[0][0]]
-        found += [common for other in active if (common := overlap(other, part)) is not None]
+        yield from (common for other in active if (common := overlap(other, part)) is not None)
         active.append(part)
-    return found
 
 
 def _subtract(hole: Box, part: Box) -> list[Box]:

@@ -48,7 +48,8 @@ class Options:
     embed_norm: bool = False
     gated: bool = True
     fourfold: bool = False  # the MLP has 4 x width rows
-    mlp_bias: tuple[bool, ...] = (False,)
+    mlp_bias: tuple[bool, ...] | None = (False,)  # None: as query, key and value
+    ends: bool = False  # a sequential residual goes with one key/value head, or as many as query heads
     activation: tuple[str, ...] = ("gelu", "gelu_tanh", "silu", "relu")
 
 
@@ -73,6 +74,15 @@ OPTIONS = {
         norm="layer", residual=("sequential", "shared"), partial=True, square=True, bias=((False, False), (True, False))
     ),
     "olmo2": Options(residual=("post",), bias=EITHER, qk_norm=True, span="all"),
+    "falcon": Options(
+        norm="layer",
+        residual=("shared", "parallel", "sequential"),
+        square=True,
+        bias=EITHER,
+        gated=False,
+        mlp_bias=None,
+        ends=True,
+    ),
     "mpt": Options(
         norm="bare",
         position="alibi",
@@ -115,6 +125,10 @@ def configs(draw: DrawFn, family: str) -> ModelConfig:
     head_dim = 2 * draw(st.integers(1, 8))
     width = heads * (head_dim if may.square else draw(st.integers(1, 8)))
     bias, out_bias = draw(st.sampled_from(may.bias))
+    residual = draw(st.sampled_from(may.residual))
+    groups = [
+        k for k in range(1, 7) if heads % k == 0 and (k in (1, heads) or not may.ends or residual != "sequential")
+    ]
     vocab = draw(st.integers(3, 50))
     token = st.one_of(st.none(), st.integers(0, vocab - 1))
     position: dict[str, Any] = {"kind": may.position}
@@ -130,7 +144,7 @@ def configs(draw: DrawFn, family: str) -> ModelConfig:
             "vocab": vocab,
             "context": draw(st.integers(1, 10**6)),
             "tied": draw(st.booleans()),
-            "residual": draw(st.sampled_from(may.residual)),
+            "residual": residual,
             "norm": {
                 "kind": "rms" if may.norm == "rms" else "layer",
                 "eps": draw(st.floats(1e-12, 0.1)),
@@ -140,7 +154,7 @@ def configs(draw: DrawFn, family: str) -> ModelConfig:
             "position": position,
             "mixer": {
                 "heads": heads,
-                "kv_heads": draw(st.sampled_from([k for k in range(1, 7) if heads % k == 0])) if may.grouped else heads,
+                "kv_heads": draw(st.sampled_from(groups)) if may.grouped else heads,
                 "head_dim": head_dim,
                 "bias": bias,
                 "out_bias": out_bias,
@@ -152,7 +166,7 @@ def configs(draw: DrawFn, family: str) -> ModelConfig:
                 "hidden": 4 * width if may.fourfold else draw(st.integers(1, 64)),
                 "gated": may.gated,
                 "activation": draw(st.sampled_from(may.activation)),
-                "bias": draw(st.sampled_from(may.mlp_bias)),
+                "bias": bias if may.mlp_bias is None else draw(st.sampled_from(may.mlp_bias)),
             },
             "tokens": {
                 "bos": draw(token),

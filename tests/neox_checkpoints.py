@@ -17,6 +17,7 @@ from neoxkit.checkpoint import Source
 from neoxkit.convert.load import load_decoder
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "neox" / "oracles.tar.xz"
+DEEPSPEED = ARCHIVE.with_name("deepspeed.tar.xz")
 ORACLES = ("neox_tp1pp0", "neox_tp2pp1", "seqres_tp2pp1", "llama_mha_tp2pp1", "llama_gqa_tp1pp1", "learned_tied_tp1pp1")
 STEP = "global_step6"
 
@@ -24,9 +25,9 @@ Layers = dict[tuple[int, int], dict[str, Tensor]]
 """Tensors by name, for each layer and rank."""
 
 
-def unpack(folder: Path) -> Path:
+def unpack(folder: Path, archived: Path = ARCHIVE) -> Path:
     """Put the checkpoints into a folder."""
-    with tarfile.open(ARCHIVE) as archive:
+    with tarfile.open(archived) as archive:
         for member in archive:
             content = archive.extractfile(member)
             assert content is not None

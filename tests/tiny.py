@@ -40,7 +40,8 @@ BLOOM = {
     "intermediate_size": "",
     "max_position_embeddings": "seq_length",
 }
-SPELLED: dict[str, dict[str, str]] = {"gpt2": GPT2, "mpt": MPT, "bloom": BLOOM}
+FALCON = {"intermediate_size": "ffn_hidden_size"}
+SPELLED: dict[str, dict[str, str]] = {"gpt2": GPT2, "mpt": MPT, "bloom": BLOOM, "falcon": FALCON}
 """Families that spell sizes otherwise."""
 
 
@@ -152,6 +153,10 @@ TINY = [
     Tiny("olmo2", "linear", {"pad_token_id": None, "num_key_value_heads": 3, **rope("linear", factor=2.0)}),
     Tiny("mpt", "tied", {"n_heads": 4}),
     Tiny("mpt", "untied", {"n_heads": 4, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-3}),
+    Tiny("falcon", "mqa"),
+    Tiny("falcon", "grouped", {"new_decoder_architecture": True, "num_kv_heads": 2, "tie_word_embeddings": False}),
+    Tiny("falcon", "one-norm", {"new_decoder_architecture": True, "num_kv_heads": 3, "num_ln_in_parallel_attn": 1}),
+    Tiny("falcon", "sequential", {"parallel_attn": False, "multi_query": False, "bias": True, **rope(rope_theta=5e5)}),
     Tiny("bloom", "tied"),
     Tiny("bloom", "untied", {"n_head": 4, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-3}),
 ]

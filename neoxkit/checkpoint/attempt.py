@@ -11,24 +11,28 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from neoxkit.checkpoint.folder import LEFT_OVER, flush
-from neoxkit.checkpoint.output import disk
+from neoxkit.checkpoint.folder import LEFT_OVER, flush, write_durably
+from neoxkit.checkpoint.output import OutputFile, disk
+from neoxkit.checkpoint.store import Place, StorePath
 from neoxkit.errors import CheckpointError
 from neoxkit.log import note
 
 LOCK, FILES, OLD = "neoxkit.lock", "files", "old"
 _PATIENCE = 10.0  # seconds that a lock is tried for: others hold it only while they look, or remove
+_WAIT = 1800.0  # seconds that rank 0 waits for the other ranks' files
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux's renameat2
 
-Objection = Callable[[Path], "str | None"]
+Objection = Callable[[Place], "str | None"]
 """Why a folder may not be replaced ("is not a checkpoint"); None when it may."""
 
 
@@ -73,11 +77,69 @@ class Attempt:
             self._lock = _hold(self._home)
             self.path.mkdir(exist_ok=True)
 
-    def commit(self) -> None:
-        """Give the files their name. What was there, when `force`, is removed after that.
+    def output(
+        self,
+        name: str,
+        tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+        items: Mapping[str, int],
+        metadata: Mapping[str, str],
+    ) -> OutputFile:
+        """A new file of tensors. See OutputFile."""
+        return OutputFile(self.path / name, tensors, items, metadata)
+
+    def save(self, name: str, data: bytes) -> None:
+        """Put a small file on stable storage."""
+        file = self.path / name
+        with disk(file, len(data)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+
+    def share(self, rank: int, told: Mapping[str, Any]) -> None:
+        """Say, in a sidecar, what a rank wrote: {"files": {path: [bytes, crc]}, ...}. All of it is durable then."""
+        for folder in sorted({(self.path / path).parent for path in told["files"]}):
+            flush(folder)
+        with disk(self.path, 0):
+            write_durably(self.path / _sidecar(rank), json.dumps(told).encode())
+
+    def gather(self, world: int) -> list[dict[str, Any]]:
+        """What each rank wrote. Waits for it.
+
+        Raises CheckpointError when a rank does not come, or a file has not the size that it said.
+        """
+        found = [self._await(self.path / _sidecar(rank)) for rank in range(world)]
+        for told in found:
+            for path, (size, _) in told["files"].items():
+                if (self.path / path).stat().st_size != size:
+                    raise CheckpointError(
+                        f"{self.path / path}: not {size} bytes, as its writer said",
+                        "nothing was saved; please report this as a bug",
+                    )
+        with disk(self.folder, 0):
+            for rank in range(world):
+                (self.path / _sidecar(rank)).unlink()
+        return found
+
+    def _await(self, path: Path) -> Any:
+        until = time.monotonic() + _WAIT
+        while not path.exists():
+            if time.monotonic() > until:
+                raise CheckpointError(f"{path}: a rank did not finish in {_WAIT:.0f} s", "look at that rank's log")
+            time.sleep(0.05)
+        return json.loads(path.read_bytes())
+
+    def commit(self, last: str, data: bytes) -> None:
+        """Write the last file, and give all of them their name. What was there, when `force`, is removed after that.
 
         Raises CheckpointError when something is there that may not be replaced.
         """
+        with disk(self.folder, len(data)):
+            write_durably(self.path / last, data)
+            self._name_files()
+
+    def _name_files(self) -> None:
         assert self._lock is not None, "rank 0 commits, once"
         check_destination(self.folder, self._force, self._objection)
         if not self.folder.exists():
@@ -96,17 +158,22 @@ class Attempt:
             self._lock = None
 
 
+def _sidecar(rank: int) -> str:
+    return f".rank-{rank:05d}.json"
+
+
 def home_of(folder: Path, name: str, kind: str = "partial") -> Path:
     """Where the attempt called `name` to write, or delete, `folder` keeps its files."""
     return folder.with_name(f".{folder.name}.{name}.{kind}")
 
 
-def check_destination(folder: Path, force: bool, objection: Objection) -> None:
+def check_destination(folder: Place, force: bool, objection: Objection) -> None:
     """Raise CheckpointError unless something may be put at `folder`.
 
     Even `force` replaces only an empty folder, and one that `objection` has nothing against.
     """
-    if not os.path.lexists(folder):
+    remote = isinstance(folder, StorePath)
+    if not (folder.exists() if remote else os.path.lexists(folder)):
         return
     if not force:
         raise CheckpointError(f"{folder} exists", "choose another destination, or give --force to replace it")
@@ -132,8 +199,13 @@ def delete(folder: Path) -> None:
         os.close(fd)
 
 
-def dead_attempts(parent: Path) -> list[Path]:
-    """What interrupted commands left in a folder. An attempt that is still alive is not among them."""
+def dead_attempts(parent: Place) -> list[Path]:
+    """What interrupted commands left in a folder. An attempt that is still alive is not among them.
+
+    Of a store none: what is left there cannot be seen.
+    """
+    if isinstance(parent, StorePath):
+        return []
     found = []
     for home in _left_over(parent):
         fd = _lock(home, fcntl.LOCK_SH)

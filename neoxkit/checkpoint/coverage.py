@@ -7,7 +7,7 @@ from itertools import product
 
 from neoxkit.spec import Box, Run, collisions, gaps, run_boxes, volume, whole
 
-_DIAGNOSED = 2000  # boxes; finding *where* cover fails is quadratic, finding *that* it fails is not
+_DIAGNOSED, _HOLES = 2000, 500  # boxes; finding *where* cover fails is quadratic, finding *that* it fails is not
 
 
 def covers(shape: Sequence[int], parts: Iterable[Box]) -> bool:
@@ -39,12 +39,13 @@ def fault(shape: Sequence[int], pieces: Sequence[tuple[Box, Run | None]]) -> str
     parts = [part for box, run in pieces for part in (run_boxes(box, run) if run else [box])]
     if covers(shape, parts):
         return None
-    if len(parts) > _DIAGNOSED:
+    missing = gaps(shape, parts, _HOLES) if len(parts) <= _DIAGNOSED else None
+    if missing is None:
         return f"its {len(parts)} pieces do not cover it once"
-    if missing := gaps(shape, parts):
+    if missing:
         elements = sum(volume(hole) for hole in missing)
         return f"no piece holds {spelled(missing[0])} ({elements} elements are missing)"
-    return f"two pieces hold {spelled(collisions(parts)[0])}"
+    return f"two pieces hold {spelled(next(collisions(parts)))}"
 
 
 def spelled(box: Box, run: Run | None = None) -> str:

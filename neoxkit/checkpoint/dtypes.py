@@ -47,6 +47,8 @@ def name_of(dtype: torch.dtype) -> str:
 def octets(value: torch.Tensor) -> npt.NDArray[np.uint8]:
     """The bytes of a tensor, flat, in row-major order; shares memory with a contiguous CPU tensor."""
     flat = value.detach().to("cpu").contiguous().reshape(-1)
+    if flat.numel() == 1:  # contiguous in torch's eyes whatever its stride, which keeps it from being seen as bytes
+        flat = flat.clone(memory_format=torch.contiguous_format).as_strided((1,), (1,))
     return flat.view(torch.uint8).numpy()
 
 

@@ -6,14 +6,16 @@ docs/checkpoint-format.md is the specification; this file is its only implementa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from neoxkit.checkpoint.checksum import crc64nvme
 from neoxkit.checkpoint.coverage import fault, spelled
-from neoxkit.checkpoint.safetensors_file import DTYPE_BITS, unique_keys
+from neoxkit.checkpoint.json_text import LARGEST, parse_object
+from neoxkit.checkpoint.safetensors_file import DTYPE_BITS, reasonable
 from neoxkit.errors import CheckpointError
 from neoxkit.spec import Axis, Box, Role, Run, Split, TensorSpec, extent, volume, whole
 
@@ -139,13 +141,7 @@ def parse(text: str | bytes, where: str) -> Manifest:
     Raises CheckpointError, starting with `where`, for a version or `requires` flag that this reader
     does not know, and for anything missing, mistyped, out of bounds, covered twice or not at all.
     """
-    try:
-        data = json.loads(text, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: not valid JSON ({error})", _REMEDY) from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{where}: not a JSON object", _REMEDY)
-    rest = _Fields(dict(data), where)
+    rest = _Fields(parse_object(text, where, _REMEDY, unique=True), where)
     head = _Fields(rest.take("format", dict), f"{where}: format")
     requires = _check_version(head, where)
     checksum = rest.take("checksum", str)
@@ -158,7 +154,7 @@ def parse(text: str | bytes, where: str) -> Manifest:
     tensors = {
         name: _tensor(name, each, files, f"{where}: tensor {name}") for name, each in rest.take("tensors", dict).items()
     }
-    _check_keys(tensors.values(), where)
+    _check_keys(tensors.values(), files, where)
     return Manifest(
         files=files,
         tensors=tensors,
@@ -169,7 +165,7 @@ def parse(text: str | bytes, where: str) -> Manifest:
         samples=rest.natural("samples", 0),
         tokens=rest.natural("tokens", 0),
         mesh=rest.take("mesh", dict, {}),
-        lineage=tuple(rest.take("lineage", list, [])),
+        lineage=tuple(rest.read("lineage", [], _objects)),
         requires=requires,
         extra=rest.left,
         format_extra=head.left,
@@ -262,8 +258,8 @@ class _Fields:
 
     def natural(self, key: str, default: int | None = None) -> int:
         value = self.take(key, int, default)
-        if value < 0:
-            raise CheckpointError(f"{self.where}: {key!r} is {value}", _REMEDY)
+        if not 0 <= value <= LARGEST:
+            raise CheckpointError(f"{self.where}: {key!r} is {value!r:.80}", _REMEDY)
         return value
 
     def crc(self, key: str) -> int:
@@ -294,8 +290,9 @@ def _check_version(head: _Fields, where: str) -> tuple[str, ...]:
         )
     requires = head.take("requires", list, [])
     for flag in requires:
-        if flag not in REQUIRES:
-            raise CheckpointError(f"{where}: reading it requires {flag!r}, which is not known here", "upgrade neoxkit")
+        if not isinstance(flag, str) or flag not in REQUIRES:
+            said = f"{where}: reading it requires {flag!r:.80}, which is not known here"
+            raise CheckpointError(said, "upgrade neoxkit")
     return tuple(requires)
 
 
@@ -315,9 +312,15 @@ def _file(given: object, where: str) -> FileEntry:
 
 
 def _natural_list(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or any(type(each) is not int or each < 0 for each in value):
+    if not isinstance(value, list) or any(type(each) is not int or not 0 <= each <= LARGEST for each in value):
         raise ValueError
     return tuple(value)
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise ValueError
+    return value
 
 
 def _spans(value: Any) -> Box:
@@ -348,6 +351,8 @@ def _tensor(name: str, given: object, files: tuple[FileEntry, ...], where: str) 
     shape: tuple[int, ...] = rest.read("shape", (), _natural_list)
     if len(shape) > _MOST_DIMENSIONS:
         raise CheckpointError(f"{where}: {len(shape)} dimensions, at most {_MOST_DIMENSIONS} are read", _REMEDY)
+    if not reasonable(shape):
+        raise CheckpointError(f"{where}: the shape {list(shape)} is beyond all reason", _REMEDY)
     splits: tuple[Split, ...] = rest.read("splits", (), _splits)
     if any(not 0 <= split.dim < len(shape) for split in splits):
         raise CheckpointError(f"{where}: a split of a dimension that it does not have", _REMEDY)
@@ -377,11 +382,15 @@ def _piece(given: object, shape: tuple[int, ...], files: tuple[FileEntry, ...], 
     return PieceEntry(file, rest.take("key", str), box, run, crc, rest.left)
 
 
-def _check_keys(tensors: Iterable[TensorEntry], where: str) -> None:
-    """Raise when two pieces are said to lie in one entry of a file."""
+def _check_keys(tensors: Iterable[TensorEntry], files: Sequence[FileEntry], where: str) -> None:
+    """Raise when two pieces are said to lie in one entry of a file, or pieces are larger than their files."""
     seen: set[tuple[int, str]] = set()
+    left = [file.bytes for file in files]
     for entry in tensors:
         for piece in entry.pieces:
+            left[piece.file] -= prod(piece.shape) * ITEM_BYTES[entry.dtype]
+            if left[piece.file] < 0:
+                raise CheckpointError(f"{where}: {files[piece.file].path} is too small for its pieces", _REMEDY)
             if (piece.file, piece.key) in seen:
                 raise CheckpointError(f"{where}: two pieces lie in the entry {piece.key!r} of one file", _REMEDY)
             seen.add((piece.file, piece.key))

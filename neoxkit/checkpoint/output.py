@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -17,6 +17,7 @@ from neoxkit.checkpoint.checksum import closed, combine, contribution, crc64nvme
 from neoxkit.checkpoint.coverage import covers
 from neoxkit.checkpoint.raw_io import forget, write_at
 from neoxkit.checkpoint.safetensors_file import build_header
+from neoxkit.checkpoint.store import Place
 from neoxkit.errors import CheckpointError
 from neoxkit.spec import Box, extent
 
@@ -48,7 +49,7 @@ class OutputFile:
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         tensors: Mapping[str, tuple[str, tuple[int, ...]]],
         items: Mapping[str, int],
         metadata: Mapping[str, str],
@@ -62,9 +63,13 @@ class OutputFile:
         }
         self._since = 0
         self._flushed: Future[None] | None = None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with disk(path, self.size):
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._begin()
+
+    def _begin(self) -> None:
+        assert isinstance(self.path, Path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with disk(self.path, self.size):
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 _reserve(self._fd, self.size)
                 write_at(self._fd, self._head, 0)
@@ -102,13 +107,19 @@ class OutputFile:
     def _put(self, slot: Slot, box: Box, data: Bytes) -> None:
         if not data.size:
             return
-        with disk(self.path, self.size):
+        with self._naming_errors():
             if (inner := row_dim(slot.shape, box)) == 0:
-                write_at(self._fd, data, slot.first + _offset(slot, [start for start, _ in box]))
+                self._write_at(data, slot.first + _offset(slot, [start for start, _ in box]))
                 return
             rest = [start for start, _ in box[inner:]]
             for place, row in zip(_rows(box, inner), data.reshape(prod(extent(box)[:inner]), -1), strict=True):
-                write_at(self._fd, row, slot.first + _offset(slot, [*place, *rest]))
+                self._write_at(row, slot.first + _offset(slot, [*place, *rest]))
+
+    def _naming_errors(self) -> AbstractContextManager[None]:
+        return disk(self.path, self.size)
+
+    def _write_at(self, data: Bytes, at: int) -> None:
+        write_at(self._fd, data, at)
 
     def incomplete(self) -> list[str]:
         """The keys of tensors that are not wholly written, each element once."""
@@ -141,7 +152,7 @@ class OutputFile:
 
 
 @contextmanager
-def disk(path: Path, size: int) -> Iterator[None]:
+def disk(path: Place, size: int) -> Iterator[None]:
     """Turn the system's errors into CheckpointErrors that name the file and the bytes it needs."""
     try:
         yield

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from neoxkit.checkpoint.checksum import closed, crc64nvme, linear, row_dim, shift
+from neoxkit.checkpoint.folder import share
 from neoxkit.checkpoint.format import BLOCK_BYTES, ITEM_BYTES, Manifest, PieceEntry, TensorEntry
-from neoxkit.checkpoint.raw_io import InputFile
+from neoxkit.checkpoint.raw_io import InputFile, open_input
 from neoxkit.checkpoint.safetensors_file import Entry, Header, read_header
+from neoxkit.checkpoint.store import Place
 from neoxkit.errors import CheckpointError
-from neoxkit.spec import Box, extent, overlap, relative, rows, run_boxes, volume
+from neoxkit.spec import Box, blocks, extent, overlap, relative, run_boxes, volume
+
+if TYPE_CHECKING:
+    from neoxkit.checkpoint.store_input import StoreFile
 
 _AHEAD = 4 << 20  # a thread fetches this much while the CRC of the part before is taken
 _LONG_ROW = 256 << 10  # bytes of a row that is worth a system call of its own
 _REMEDY = "fetch the checkpoint again, or choose another"
 Bytes = npt.NDArray[np.uint8]
 _Raw = npt.NDArray[np.generic]
-_RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @dataclass(slots=True)
@@ -45,13 +50,14 @@ Checks = dict[tuple[int, str], PieceCheck]
 class PieceFiles:
     """The data files of a checkpoint, opened when first needed."""
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Place, manifest: Manifest) -> None:
         self._root, self._manifest = root, manifest
         self._headers: dict[int, Header] = {}
-        self._files: dict[int, InputFile] = {}
+        self._files: dict[int, InputFile | StoreFile] = {}
         self._threads: ThreadPoolExecutor | None = None
+        self._shared: int | None = None
 
-    def path(self, piece: PieceEntry) -> Path:
+    def path(self, piece: PieceEntry) -> Place:
         """The file that a piece lies in."""
         return self._root / self._manifest.files[piece.file].path
 
@@ -60,6 +66,9 @@ class PieceFiles:
         for file in self._files.values():
             file.close()
         self._files.clear()
+        if self._shared is not None:
+            os.close(self._shared)
+            self._shared = None
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
@@ -67,11 +76,15 @@ class PieceFiles:
     def __del__(self) -> None:
         self.close()
 
+    def header(self, number: int) -> Header:
+        """The header of a file. Raises CheckpointError when it is damaged."""
+        if number not in self._headers:
+            self._headers[number] = read_header(self._root / self._manifest.files[number].path)
+        return self._headers[number]
+
     def entry(self, name: str, tensor: TensorEntry, piece: PieceEntry) -> Entry:
         """Where a piece lies in its file. Raises CheckpointError when file and manifest disagree."""
-        if piece.file not in self._headers:
-            self._headers[piece.file] = read_header(self.path(piece))
-        entry = self._headers[piece.file].entries.get(piece.key)
+        entry = self.header(piece.file).entries.get(piece.key)
         where = f"{self.path(piece)}: {name}: entry {piece.key!r}"
         if entry is None:
             raise CheckpointError(f"{where} is not in the file", _REMEDY)
@@ -128,10 +141,12 @@ class PieceFiles:
             crc = crc64nvme(part, crc)
         return crc
 
-    def _file(self, piece: PieceEntry) -> InputFile:
+    def _file(self, piece: PieceEntry) -> InputFile | StoreFile:
         if piece.file not in self._files:
+            if self._shared is None:
+                self._shared = share(self._root)
             try:
-                self._files[piece.file] = InputFile(self.path(piece))
+                self._files[piece.file] = open_input(self.path(piece))
             except OSError as error:
                 raise CheckpointError(f"{self.path(piece)}: {error.strerror}", _REMEDY) from error
         return self._files[piece.file]
@@ -177,7 +192,7 @@ class _Source:
 
     def copy(self, common: Box, want: Box, data: Bytes) -> None:
         """Read the box `common` into its place in `data`, which holds `want`."""
-        target: _Raw = data.view(_RAW[self.item]).reshape(extent(want))
+        target: _Raw = data.view(RAW[self.item]).reshape(extent(want))
         target = target[tuple(slice(*span) for span in relative(common, want))]
         inner = row_dim(extent(self.stored), relative(common, self.stored))
         if inner == row_dim(extent(want), relative(common, want)) == 0:
@@ -188,7 +203,7 @@ class _Source:
         if inner == 0 or row >= _LONG_ROW:
             for place in product(*(range(start, stop) for start, stop in common[:inner])):
                 part = (*((index, index + 1) for index in place), *common[inner:])
-                for block in _blocks(part, self.item):
+                for block in blocks(part, BLOCK_BYTES // self.item):
                     self._copy_contiguous(block, common, target)
             return
         self._gather(common, target)
@@ -197,12 +212,12 @@ class _Source:
         room = np.empty(volume(block) * self.item, np.uint8)
         self._fetch(self._place(block), room)
         inside = tuple(slice(*span) for span in relative(block, common))
-        target[inside] = room.view(_RAW[self.item]).reshape(extent(block))
+        target[inside] = room.view(RAW[self.item]).reshape(extent(block))
 
     def _gather(self, common: Box, target: _Raw) -> None:
         """Copy short rows out of the rows of the stored box that hold them, some of those at a time."""
         outer = (common[0], *self.stored[1:])
-        for block in _blocks(outer, self.item):
+        for block in blocks(outer, BLOCK_BYTES // self.item):
             room = np.empty(volume(block) * self.item, np.uint8)
             self._fetch(self._place(block), room)
             part = overlap(block, common)
@@ -210,7 +225,7 @@ class _Source:
                 continue
             there = tuple(slice(*span) for span in relative(part, block))
             here = tuple(slice(*span) for span in relative(part, common))
-            target[here] = room.view(_RAW[self.item]).reshape(extent(block))[there]
+            target[here] = room.view(RAW[self.item]).reshape(extent(block))[there]
 
     def _fetch(self, at: int, data: Bytes) -> None:
         self.files.read_into(self.piece, at, data)
@@ -228,15 +243,3 @@ def _offset(outer: Box, inner: Box) -> int:
     for (start, stop), (first, _) in zip(outer, inner, strict=True):
         at = at * (stop - start) + first - start
     return at
-
-
-def _blocks(box: Box, item: int) -> Iterator[Box]:
-    """Cut a box into row-major boxes of at most BLOCK_BYTES bytes, each contiguous in it."""
-    most = max(1, BLOCK_BYTES // item)
-    if not box or volume(box[1:]) <= most:
-        yield from rows(box, most)
-        return
-    start, stop = box[0]
-    for index in range(start, stop):
-        for rest in _blocks(box[1:], item):
-            yield ((index, index + 1), *rest)

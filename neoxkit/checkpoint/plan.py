@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 from neoxkit.checkpoint.format import ITEM_BYTES, MOST_FILE, bare
+from neoxkit.errors import ConfigError
 from neoxkit.mesh import Mesh, layer_of
 from neoxkit.spec import Axis, Box, Run, TensorSpec, boxes, volume, whole
+
+Layout = Literal["sharded", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +37,25 @@ class Part:
         return self.elements * ITEM_BYTES[self.dtype]
 
 
-def cut(specs: Mapping[str, TensorSpec], dtypes: Mapping[str, str], mesh: Mesh) -> list[Part]:
+def cut(
+    specs: Mapping[str, TensorSpec], dtypes: Mapping[str, str], mesh: Mesh, layout: Layout | None = None
+) -> list[Part]:
     """The pieces of a model for a mesh's tensor, expert and pipeline parallelism.
 
     `specs` and `dtypes` go by name with component. What several ranks hold alike is written by the
     one that has the least to write so far, taking tensors in order: each rank finds the same plan
-    alone. On one process tensors stay whole, in files of at most 5 GB.
+    alone. The layout `whole` has whole tensors, in files of at most 5 GB; `sharded` has a file for each
+    place of the mesh. It is `whole` on one process, unless told otherwise.
 
-    Raises ConfigError when a tensor does not divide, or there are more stages than layers.
+    Raises ConfigError when a tensor does not divide, there are more stages than layers, or whole
+    tensors are to be cut.
     """
-    if mesh.tp == mesh.pp == mesh.ep == 1:
+    one = mesh.tp == mesh.pp == mesh.ep == 1
+    if layout == "whole" and not one:
+        raise ConfigError(
+            f"the layout of whole tensors has no tp {mesh.tp}, pp {mesh.pp}, ep {mesh.ep}", "give either, not both"
+        )
+    if one and layout != "sharded":
         return list(_whole(specs, dtypes))
     layers = [layer for name in specs if isinstance(layer := layer_of(bare(name)), int)]
     depth = max(layers, default=-1) + 1

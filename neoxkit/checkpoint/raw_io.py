@@ -11,13 +11,25 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neoxkit.checkpoint.store import Place, StorePath
+
 if TYPE_CHECKING:
     from neoxkit.checkpoint.checksum import Bytes
+    from neoxkit.checkpoint.store_input import StoreFile
 
 CHUNK = 256 << 10
 """Bytes of one call where pages are kept: for more, Linux looks for large runs of free memory (3 to 7 seconds)."""
 
 _STRIDE = 64 << 20  # bytes read before those behind are let go of
+
+
+def open_input(path: Place, links: bool = False) -> InputFile | StoreFile:
+    """A file of a disk, or of a store, that is read at any place. Raises OSError when it cannot be opened."""
+    if not isinstance(path, StorePath):
+        return InputFile(path, links)
+    from neoxkit.checkpoint.store_input import StoreFile
+
+    return StoreFile(path)
 
 
 class InputFile:

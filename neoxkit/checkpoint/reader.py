@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +21,9 @@ from neoxkit.checkpoint.format import (
     Manifest,
     TensorEntry,
 )
+from neoxkit.checkpoint.json_text import parse_object
 from neoxkit.checkpoint.safetensors_file import read_header, tensor_bytes
+from neoxkit.checkpoint.store import Place, place
 from neoxkit.errors import CheckpointError
 from neoxkit.spec import Box, TensorSpec, rows, whole
 
@@ -44,20 +44,20 @@ class Checkpoint:
     are not checked.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Place, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
         self._opened: PieceFiles | None = None
         self._config: ModelConfig | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Checkpoint:
-        """The checkpoint in a folder, or the newest valid one of a run's folder.
+    def open(cls, path: str | Place) -> Checkpoint:
+        """The checkpoint in a folder, or at a URL, or the newest valid one of a run's folder.
 
         Raises CheckpointError, saying what is there instead, or what of the checkpoint is missing,
         damaged, unknown or unsafe. Sizes and coverage are checked; tensors are as they are read.
         """
-        folder = Path(path)
+        folder = place(path)
         if folder.is_dir() and unfinished(folder) is not None:
             raise CheckpointError(f"{folder}: {describe(folder)[0]}", describe(folder)[1])
         if (folder / MANIFEST).is_file():
@@ -103,7 +103,7 @@ class Checkpoint:
         return self._config
 
     @property
-    def tokenizer(self) -> Path | None:
+    def tokenizer(self) -> Place | None:
         """The folder of the tokenizer's files; None when the checkpoint has none."""
         has = any(file.path.startswith(f"{TOKENIZER}/") for file in self.manifest.files)
         return self.path / TOKENIZER if has else None
@@ -111,7 +111,12 @@ class Checkpoint:
     @property
     def run_yaml(self) -> str | None:
         """The run that wrote the checkpoint; None when it was not a run."""
-        return self._small(RUN_YAML).decode() if self._has(RUN_YAML) else None
+        if not self._has(RUN_YAML):
+            return None
+        try:
+            return self._small(RUN_YAML).decode()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{self.path / RUN_YAML}: not UTF-8 ({error.reason})", _REMEDY) from error
 
     @property
     def fingerprint(self) -> str:
@@ -134,8 +139,7 @@ class Checkpoint:
         """What trainer/state.json holds; None when the checkpoint is weights only."""
         if not self._has(STATE):
             return None
-        state: dict[str, Any] = json.loads(self._small(STATE))
-        return state
+        return parse_object(self._small(STATE), str(self.path / STATE), _REMEDY)
 
     def rng(self, rank: int = 0) -> dict[str, bytes]:
         """The random-number states of a rank, by name; empty when there are none."""

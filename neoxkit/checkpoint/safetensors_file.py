@@ -9,13 +9,17 @@ tensors' bytes. (https://huggingface.co/docs/safetensors, "Format".)
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
+from typing import BinaryIO
 
+from neoxkit.checkpoint.json_text import LARGEST, parse_object
+from neoxkit.checkpoint.store import Place, StorePath
 from neoxkit.errors import CheckpointError
 
 DTYPE_BITS: Mapping[str, int] = {
@@ -47,7 +51,10 @@ DTYPE_BITS: Mapping[str, int] = {
 MOST_HEADER = 100_000_000
 """Bytes; the safetensors package refuses longer headers too."""
 
+_GUESS = 256 << 10  # bytes that hold the header of most files
+
 _ALIGNMENT = 8
+_MOST_DIMENSIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,7 @@ def tensor_bytes(dtype: str, shape: Iterable[int]) -> int:
     return -(-prod(shape) * DTYPE_BITS[dtype] // 8)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Place) -> Header:
     """The validated header of a file. Nothing it claims is believed, or allocated for, before it is checked.
 
     Raises CheckpointError, naming the file (and the tensor), when the file is missing or is no
@@ -84,8 +91,7 @@ def read_header(path: Path) -> Header:
     """
     remedy = "fetch or write the file again"
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with _opened(path) as (file, size):
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 raise CheckpointError(f"{path}: too short to be a whole safetensors file ({size} bytes)", remedy)
@@ -94,18 +100,28 @@ def read_header(path: Path) -> Header:
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}", "check the path") from error
-    try:
-        parsed = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its header is not valid JSON ({error})", remedy) from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path}: its header is not a JSON object", remedy)
+    parsed = parse_object(raw, f"{path}: its header", remedy, unique=True)
     metadata = parsed.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: its __metadata__ does not map text to text", remedy)
     entries = {key: _entry(path, key, value, 8 + length, size) for key, value in parsed.items()}
     _check_cover(path, entries, 8 + length, size)
     return Header(entries, metadata, 8 + length, size)
+
+
+@contextmanager
+def _opened(path: Place) -> Iterator[tuple[BinaryIO, int]]:
+    """A file to read a header from, and its size. Of an object one request brings nearly all headers."""
+    if isinstance(path, StorePath):
+        size = path.stat().st_size
+        begin = path.fetch(0, min(size, _GUESS)) if size else b""
+        length = int.from_bytes(begin[:8], "little")
+        if len(begin) < 8 + length <= min(size, 8 + MOST_HEADER):
+            begin += path.fetch(len(begin), 8 + length)
+        yield io.BytesIO(begin), size
+        return
+    with path.open("rb") as file:
+        yield file, os.fstat(file.fileno()).st_size
 
 
 def build_header(
@@ -132,17 +148,7 @@ def build_header(
     return len(text).to_bytes(8, "little") + text, Header(entries, dict(metadata or {}), start, start + at)
 
 
-def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object_pairs_hook for json: ValueError when a key is there twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{twice!r} is there twice")
-    return found
-
-
-def _entry(path: Path, key: str, claim: object, start: int, size: int) -> Entry:
+def _entry(path: Place, key: str, claim: object, start: int, size: int) -> Entry:
     """One entry, with offsets counted from the start of the file."""
     where, remedy = f"{path}: tensor {key!r}", "fetch or write the file again"
     if not isinstance(claim, dict) or not {"dtype", "shape", "data_offsets"} <= claim.keys():
@@ -150,10 +156,10 @@ def _entry(path: Path, key: str, claim: object, start: int, size: int) -> Entry:
     dtype, shape, offsets = claim["dtype"], claim["shape"], claim["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise CheckpointError(f"{where} has the unknown dtype {dtype!r}", "upgrade neoxkit, or convert the tensor")
-    if not _naturals(shape):
-        raise CheckpointError(f"{where} has the shape {shape!r}", remedy)
+    if not _naturals(shape) or not reasonable(shape):
+        raise CheckpointError(f"{where} has the shape {shape!r:.80}", remedy)
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where} has the offsets {offsets!r}", remedy)
+        raise CheckpointError(f"{where} has the offsets {offsets!r:.80}", remedy)
     first, last = offsets
     if start + last > size:
         raise CheckpointError(f"{where} ends at byte {start + last} of a file of {size}: the file is cut short", remedy)
@@ -164,10 +170,19 @@ def _entry(path: Path, key: str, claim: object, start: int, size: int) -> Entry:
 
 
 def _naturals(value: object) -> bool:
-    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
+    return isinstance(value, list) and all(type(each) is int and 0 <= each <= LARGEST for each in value)
 
 
-def _check_cover(path: Path, entries: Mapping[str, Entry], start: int, size: int) -> None:
+def reasonable(shape: Sequence[int]) -> bool:
+    """Whether a tensor of this shape could be made, if it holds no more bytes than its file.
+
+    The strides of an empty one are numbers too, and no file is too small for it.
+    """
+    empty = 0 in shape
+    return len(shape) <= _MOST_DIMENSIONS and not (empty and prod(size or 1 for size in shape) > LARGEST // 64)
+
+
+def _check_cover(path: Place, entries: Mapping[str, Entry], start: int, size: int) -> None:
     """Raise unless the entries fill the file after its header, each byte once."""
     at, before = start, "the header"
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].first, item[1].last)):

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from neoxkit import __version__
 from neoxkit.checkpoint import dtypes
-from neoxkit.checkpoint.attempt import Attempt
 from neoxkit.checkpoint.checksum import closed, contribution, crc64nvme, linear, row_dim, run_contribution
-from neoxkit.checkpoint.folder import flush, not_a_checkpoint, write_durably
+from neoxkit.checkpoint.folder import not_a_checkpoint
 from neoxkit.checkpoint.format import (
     CONFIG,
     ITEM_BYTES,
@@ -38,9 +34,11 @@ from neoxkit.checkpoint.format import (
     piece_json,
     spec_json,
 )
-from neoxkit.checkpoint.output import OutputFile, disk
+from neoxkit.checkpoint.output import OutputFile
 from neoxkit.checkpoint.plan import Part, cut
 from neoxkit.checkpoint.safetensors_file import build_header
+from neoxkit.checkpoint.store import Place, StorePath
+from neoxkit.checkpoint.store_attempt import attempt_at
 from neoxkit.errors import CheckpointError
 from neoxkit.spec import Box, Run, extent, overlap, relative, volume, whole, within
 
@@ -52,7 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Part", "Writer", "cut"]
 
-_WAIT = 1800.0  # seconds that rank 0 waits for the other ranks' files
 _THREADS = 3  # one hands bytes to the system, one flushes, one to spare
 
 
@@ -70,7 +67,7 @@ class Writer:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         parts: Sequence[Part],
         *,
         config: ModelConfig,
@@ -90,8 +87,10 @@ class Writer:
         keep: Manifest | None = None,
     ) -> None:
         assert attempt is not None or world == 1, "ranks must agree on the attempt's name"
-        self._attempt = Attempt(folder, not_a_checkpoint, force, attempt, rank)
-        self.folder, self._aside = self._attempt.folder, self._attempt.path
+        if world > 1 and isinstance(folder, StorePath):
+            raise CheckpointError(f"{folder}: several processes cannot write to a store", "save to a disk, then copy")
+        self._attempt = attempt_at(folder, not_a_checkpoint, force, attempt, rank)
+        self.folder: Place = self._attempt.folder
         self._parts, self._rank, self._world = list(parts), rank, world
         self._about: dict[str, Any] = {"step": step, "samples": samples, "tokens": tokens}
         self._about |= {"mesh": dict(mesh), "lineage": tuple(lineage)}
@@ -183,7 +182,7 @@ class Writer:
         if path not in self._open:
             tensors, pieces = self._layout(path)
             about = json.dumps({"format": [NAME, VERSION], "attempt": self._attempt.name, "pieces": pieces})
-            self._open[path] = OutputFile(self._aside / path, tensors, ITEM_BYTES, {"neoxkit": about})
+            self._open[path] = self._attempt.output(path, tensors, ITEM_BYTES, {"neoxkit": about})
         return self._open[path]
 
     def _layout(self, path: str) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, Any]]:
@@ -253,17 +252,11 @@ class Writer:
         self._save(RNG.format(rank=self._rank), head + b"".join(states.values()))
 
     def _save(self, path: str, data: bytes) -> None:
-        file = self._aside / path
-        with disk(file, len(data)):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
+        self._attempt.save(path, data)
         self._small[path] = len(data), crc64nvme(data)
 
     def _finish(self) -> None:
-        """Make this rank's files durable, and say in a sidecar what they are."""
+        """Make this rank's files durable, and say what they are."""
         files = dict(self._small)
         pieces: dict[int, int] = {}
         for path, file in self._open.items():
@@ -273,27 +266,20 @@ class Writer:
             crc, each = file.crcs()
             files[path] = file.size, crc
             pieces |= {index: each[self._keys[index]] for index in self._by_file[path]}
-        for folder in sorted({(self._aside / path).parent for path in files}):
-            flush(folder)
-        sidecar = {"files": files, "pieces": pieces, "sums": self._sums}
-        with disk(self._aside, 0):
-            write_durably(self._aside / _sidecar(self._rank), json.dumps(sidecar).encode())
+        self._attempt.share(self._rank, {"files": files, "pieces": pieces, "sums": self._sums})
 
     def _publish(self) -> None:
-        """Join the ranks' sidecars into the manifest, and name the checkpoint."""
-        sidecars = [self._await(self._aside / _sidecar(rank)) for rank in range(self._world)]
+        """Join what the ranks say into the manifest, and name the checkpoint."""
         files: dict[str, FileEntry] = {}
         crcs: dict[int, int] = {}
         sums: dict[str, int] = {}
-        for sidecar in sidecars:
-            for path, (size, crc) in sidecar["files"].items():
+        for told in self._attempt.gather(self._world):
+            for path, (size, crc) in told["files"].items():
                 if path in files:
                     raise CheckpointError(f"{self.folder}: two ranks wrote {path}", _REPORT)
-                if (self._aside / path).stat().st_size != size:
-                    raise CheckpointError(f"{self._aside / path}: not {size} bytes, as its writer said", _REPORT)
                 files[path] = FileEntry(path, size, crc)
-            crcs |= {int(index): crc for index, crc in sidecar["pieces"].items()}
-            for name, gain in sidecar["sums"].items():
+            crcs |= {int(index): crc for index, crc in told["pieces"].items()}
+            for name, gain in told["sums"].items():
                 sums[name] = sums.get(name, 0) ^ gain
         for index, part in enumerate(self._parts):
             if index not in crcs:
@@ -301,12 +287,7 @@ class Writer:
         manifest = self._manifest([files[path] for path in sorted(files)], crcs, sums)
         text = dump(manifest)
         parse(text, f"{self.folder}: what was about to be written")
-        with disk(self.folder, 0):
-            write_durably(self._aside / MANIFEST, text)
-            for rank in range(self._world):
-                (self._aside / _sidecar(rank)).unlink()
-            flush(self._aside)
-            self._attempt.commit()
+        self._attempt.commit(MANIFEST, text)
 
     def _manifest(self, files: list[FileEntry], crcs: Mapping[int, int], sums: Mapping[str, int]) -> Manifest:
         number = {file.path: index for index, file in enumerate(files)}
@@ -332,17 +313,5 @@ class Writer:
             **self._about,
         )
 
-    def _await(self, path: Path) -> Any:
-        until = time.monotonic() + _WAIT
-        while not path.exists():
-            if time.monotonic() > until:
-                raise CheckpointError(f"{path}: a rank did not finish in {_WAIT:.0f} s", "look at that rank's log")
-            time.sleep(0.05)
-        return json.loads(path.read_bytes())
-
 
 _REPORT = "nothing was saved; please report this as a bug"
-
-
-def _sidecar(rank: int) -> str:
-    return f".rank-{rank:05d}.json"

@@ -29,6 +29,8 @@ COMMANDS = {
     "inspect": ("neoxkit.cli.inspect", "Show what is in a checkpoint."),
     "verify": ("neoxkit.cli.verify", "Check that a checkpoint is whole and unaltered."),
     "diff": ("neoxkit.cli.diff", "Compare the weights of two checkpoints."),
+    "gc": ("neoxkit.cli.gc", "Remove old checkpoints of a run."),
+    "rebuild-manifest": ("neoxkit.cli.rebuild_manifest", "Make a lost or damaged manifest.json anew."),
     "generate": ("neoxkit.cli.generate", "Continue a prompt."),
     "eval": ("neoxkit.cli.eval", "Measure bits per byte and perplexity on texts."),
     "config": ("neoxkit.cli.config", "Check, show and explain the configuration of a run."),
@@ -58,7 +60,8 @@ EXTRAS = {
     "lm_eval": "eval",
     "fastapi": "serve",
     "uvicorn": "serve",
-    "boto3": "s3",
+    "fsspec": "s3",
+    "s3fs": "s3",
     "zstandard": "data",
     "pyarrow": "data",
     "matplotlib": "plot",
@@ -85,7 +88,7 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()], col_max=8)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -6,26 +6,42 @@ from pathlib import Path
 
 import click
 
+from neoxkit.checkpoint.store import Place
 from neoxkit.cli import options
 
 
 @click.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=options.PLACE)
+@click.argument("b", type=options.PLACE)
 @click.option("--values", is_flag=True, help="Read the tensors that differ, and say by how much.")
+@options.assume()
+@options.settings()
 @options.json()
 @click.pass_context
-def command(ctx: click.Context, a: Path, b: Path, values: bool, as_json: bool) -> None:
+def command(
+    ctx: click.Context,
+    a: Place,
+    b: Place,
+    values: bool,
+    assume: tuple[str, ...],
+    config: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """Compare the weights of two checkpoints.
 
-    A and B are checkpoints, runs' folders or Hugging Face folders. Two checkpoints are compared by
-    their checksums, however they are cut, without reading a tensor; a Hugging Face folder is read
-    once. Exits with 0 when nothing differs, 1 when something does.
+    A and B are checkpoints, runs' folders (of which the newest checkpoint counts) or folders of models
+    that other programs wrote, as `neoxkit import` takes them: a gpt-neox checkpoint against a Hugging
+    Face folder, say. Two checkpoints are compared by their checksums, however they are cut, without
+    reading a tensor; a foreign model is read once. The configurations are compared too; what no
+    logit depends on (family, context, special tokens) is shown, and does not count. Exits with 0 when
+    nothing that counts differs, 1 when something does. Both may be URLs of an object store:
+    s3://BUCKET/FOLDER.
     """
     from neoxkit.convert.compare import compare
-    from neoxkit.convert.open import open_any
+    from neoxkit.convert.open import divide, open_any
 
-    found = compare(open_any(a), open_any(b), values)
+    given = divide([a, b], options.assumptions(assume), config)
+    found = compare(open_any(a, *given[0]), open_any(b, *given[1]), values)
     if as_json:
         import json
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from neoxkit.checkpoint.store import Place
 from neoxkit.cli import options
 from neoxkit.errors import DataError
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=options.PLACE)
 @click.option(
     "--perplexity",
     "files",
@@ -29,7 +30,7 @@ from neoxkit.errors import DataError
 @options.device()
 @options.json()
 def command(
-    source: Path,
+    source: Place,
     files: tuple[Path, ...],
     listing: Path | None,
     tokenizer: Path | None,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
+from neoxkit.checkpoint.store import Place
 from neoxkit.cli import options
 from neoxkit.errors import ConfigError
 
@@ -14,10 +13,16 @@ CLOSE = 1e-5
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("source", type=options.PLACE)
+@click.argument("destination", type=options.PLACE)
 @click.option(
-    "--to", "family", metavar="FAMILY", default="auto", show_default=True, help="auto, gpt_neox, llama, mistral."
+    "--to",
+    "family",
+    metavar="FAMILY",
+    default="auto",
+    show_default=True,
+    help="auto: the model's own family, or else one that it fits; or gpt_neox, llama, mistral, qwen2, qwen3, phi3, "
+    "stablelm, gpt2, olmo2, mpt, bloom, falcon.",
 )
 @options.dtype("Convert the weights; as they are when left out.")
 @click.option(
@@ -30,8 +35,8 @@ CLOSE = 1e-5
 @options.whole_or_nothing
 def command(
     ctx: click.Context,
-    source: Path,
-    destination: Path,
+    source: Place,
+    destination: Place,
     family: str,
     dtype: str | None,
     max_shard_size: str,
@@ -41,20 +46,22 @@ def command(
 ) -> None:
     """Make a Hugging Face model of a checkpoint.
 
-    SOURCE is a checkpoint, or a run's folder (its newest checkpoint). DESTINATION becomes a folder
-    that transformers 4.45 to 5 loads. With --check the exit code is 1 when logits differ.
+    SOURCE is a checkpoint, or a run's folder (its newest checkpoint); what another program wrote is
+    imported first. DESTINATION becomes a folder that transformers 4.45 to 5 loads, and most models 4.40
+    too, with a model card (README.md). A model that FAMILY cannot express is refused, with each reason
+    and the families that would do. With --check the exit code is 1 when logits differ.
+    Both may be URLs of an object store: s3://BUCKET/FOLDER.
     """
     from neoxkit.checkpoint.attempt import check_destination
     from neoxkit.checkpoint.reader import Checkpoint
     from neoxkit.convert.hf_sink import not_a_model
-    from neoxkit.convert.transfer import export_model, export_sizes
-    from neoxkit.families import by_name
+    from neoxkit.convert.transfer import choose_family, export_model, export_sizes
 
     if check and dry_run:
         raise ConfigError("--check loads what --dry-run does not write", "leave one of them out")
     check_destination(destination, force, not_a_model)
     checkpoint = Checkpoint.open(source)
-    chosen = by_name(checkpoint.config.family if family == "auto" else family)
+    chosen = choose_family(checkpoint, family)
     most, kept = options.size_in_bytes(max_shard_size), options.safetensors_dtype(dtype)
     if dry_run:
         options.print_plan(export_sizes(checkpoint, chosen, kept, most))

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
+from neoxkit.checkpoint.store import Place
 from neoxkit.cli import options
 from neoxkit.errors import DataError
 from neoxkit.log import note
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=options.PLACE)
 @click.option("--prompt", metavar="TEXT", help="The text to continue; - reads it from standard input.")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N", help="New tokens at most."
@@ -55,7 +56,7 @@ from neoxkit.log import note
 @options.run_dtype()
 @options.device()
 def command(
-    source: Path,
+    source: Place,
     prompt: str | None,
     max_tokens: int,
     temperature: float,

@@ -6,38 +6,40 @@ from pathlib import Path
 
 import click
 
+from neoxkit.checkpoint.store import Place
 from neoxkit.cli import options
+from neoxkit.errors import ConfigError
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("source", type=options.PLACE)
+@click.argument("destination", type=options.PLACE)
 @options.tp()
 @options.pp()
+@options.ep()
 @options.dtype("Convert the weights; as they are when left out.")
-@click.option("--no-tokenizer", is_flag=True, help="Leave the tokenizer's files behind.")
+@click.option("--weights-only", is_flag=True, help="Leave the optimizer behind, where SOURCE has one.")
 @click.option(
-    "--assume",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="What SOURCE leaves open, such as rope-factor=8; may be given several times.",
-)
-@click.option(
-    "--config",
-    multiple=True,
-    metavar="FILE",
+    "--tokenizer",
+    metavar="PATH",
     type=click.Path(path_type=Path),
-    help="Settings (YAML) of a gpt-neox checkpoint, over its own; may be given several times, the last counts.",
+    help="A tokenizer.json, or a folder with a tokenizer's files, instead of SOURCE's own.",
 )
+@click.option("--no-tokenizer", is_flag=True, help="Leave the tokenizer's files behind.")
+@options.assume()
+@options.settings()
 @options.dry_run()
 @options.force()
 @options.whole_or_nothing
 def command(
-    source: Path,
-    destination: Path,
+    source: Place,
+    destination: Place,
     tp: int,
     pp: int,
+    ep: int,
     dtype: str | None,
+    weights_only: bool,
+    tokenizer: Path | None,
     no_tokenizer: bool,
     assume: tuple[str, ...],
     config: tuple[Path, ...],
@@ -50,12 +52,15 @@ def command(
     cache), or a folder: a Hugging Face folder (config.json and safetensors or .bin files), Meta's files of a
     Llama model (consolidated.NN.pth and params.json), Mistral's (consolidated.safetensors and
     params.json) or a checkpoint of gpt-neox (a global_step folder, or the one with the file latest),
-    of which the weights are read. DESTINATION becomes the checkpoint, cut for --tp and --pp.
+    whose optimizer comes along where it is there. DESTINATION becomes the checkpoint, cut for --tp and --pp.
+    Folders may be URLs of an object store: s3://BUCKET/FOLDER.
     """
     from neoxkit.checkpoint.attempt import check_destination
     from neoxkit.checkpoint.folder import not_a_checkpoint
     from neoxkit.convert.hub import Fetched, fetch, named
 
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, no_tokenizer)
     check_destination(destination, force, not_a_checkpoint)
     name = named(source)
     fetched = fetch(name) if name else Fetched(source, None)
@@ -65,10 +70,23 @@ def command(
     from neoxkit.convert.transfer import file_sizes, import_model, parts_for
     from neoxkit.mesh import Mesh
 
-    model = open_foreign(fetched.folder, options.assumptions(assume), config)
-    mesh, kept = Mesh(tp=tp, pp=pp), options.safetensors_dtype(dtype)
+    model = open_foreign(fetched.folder, options.assumptions(assume), config, state=not weights_only)
+    mesh, kept = Mesh(tp=tp, pp=pp, ep=ep, dp=ep), options.safetensors_dtype(dtype)
     if dry_run:
         options.print_plan(file_sizes(parts_for(Converted(model, kept), model.names(), mesh)))
         return
-    import_model(model, destination, mesh, kept, tokenizer=not no_tokenizer, force=force, origin=fetched.origin)
+    chosen = tokenizer or not no_tokenizer
+    import_model(model, destination, mesh, kept, tokenizer=chosen, force=force, origin=fetched.origin)
     options.print_checkpoint(destination)
+
+
+def check_tokenizer(path: Path, none: bool) -> None:
+    """Raise ConfigError when a tokenizer is given that cannot be, or is not wanted."""
+    if none:
+        raise ConfigError("--tokenizer and --no-tokenizer are both given", "keep one")
+    from neoxkit.convert.tokenizer import imported_files
+
+    if not path.is_dir() and not path.is_file():
+        raise ConfigError(f"--tokenizer {path}: no such file or folder", "check the path")
+    if not imported_files(path):
+        raise ConfigError(f"--tokenizer {path}: no files of a tokenizer", "give a tokenizer.json, or a folder with one")

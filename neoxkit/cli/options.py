@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import click
 
+from neoxkit.checkpoint.store import Place, StorePath, place
 from neoxkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +30,33 @@ DTYPES = ("fp32", "bf16", "fp16")
 
 SAFETENSORS_DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """The same, as safetensors and a manifest spell them."""
+
+
+class PlaceType(click.ParamType):
+    """A path, or the URL of a folder in an object store."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        """The place. Nothing is looked up."""
+        return place(value)
+
+
+PLACE = PlaceType()
+
+
+class FolderType(PlaceType):
+    """A folder of a disk, for a command that no object store can do."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        """The folder. Raises ConfigError for a URL."""
+        found = super().convert(value, param, ctx)
+        if isinstance(found, StorePath):
+            raise ConfigError(f"{value}: not a folder of a disk", "name a folder, or copy it to one first")
+        return found
+
+
+FOLDER = FolderType()
 
 
 class Finite(click.FloatRange):
@@ -60,6 +91,39 @@ def pp(default: int | None = 1) -> Decorator[Any]:
         show_default=default is not None,
         metavar="N",
         help="Pipeline parallel size: the layers are divided into N runs.",
+    )
+
+
+def ep() -> Decorator[Any]:
+    """`--ep`: ways that experts are divided."""
+    return click.option(
+        "--ep",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Expert parallel size: the experts are divided N ways. Only a model that has experts can be.",
+    )
+
+
+def assume() -> Decorator[Any]:
+    """`--assume`, several times: see `assumptions`."""
+    return click.option(
+        "--assume",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="What a foreign model's files leave open, such as rope-factor=8; may be given several times.",
+    )
+
+
+def settings() -> Decorator[Any]:
+    """`--config`, several times: the settings of a gpt-neox checkpoint."""
+    return click.option(
+        "--config",
+        multiple=True,
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Settings (YAML) of a gpt-neox checkpoint, over its own; may be given several times, the last counts.",
     )
 
 
@@ -108,20 +172,49 @@ def whole_or_nothing(function: Decorated) -> Decorated:
     """Let a command whose `destination` appears by one rename say, when it is interrupted, whether it did."""
 
     @wraps(function)
-    def told(*args: Any, destination: Path, **rest: Any) -> Any:
+    def told(*args: Any, destination: Place, **rest: Any) -> Any:
         before = _identity(destination)
         try:
-            return function(*args, destination=destination, **rest)
+            with stopped_in_order(destination) as stopped:
+                return function(*args, destination=destination, **rest)
         except KeyboardInterrupt:
-            same = _identity(destination) == before
+            now = destination.again() if isinstance(destination, StorePath) else destination
+            same = _identity(now) == before
             became = "nothing was written" if same else f"{destination} is written, and whole"
+            if stopped:
+                click.echo(f"error: interrupted; {became}", err=True)
+                raise SystemExit(128 + stopped[0]) from None
             raise KeyboardInterrupt(became) from None
 
     return cast(Decorated, told)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+@contextmanager
+def stopped_in_order(destination: Place) -> Iterator[list[int]]:
+    """Let SIGTERM interrupt a command that writes to a store: what it has sent is removed then. Yields the signals.
+
+    On a disk the next command removes what one leaves; in a store nobody sees it, and it costs money.
+    """
+    signals: list[int] = []
+    if not isinstance(destination, StorePath) or threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+
+    def stop(number: int, frame: object) -> NoReturn:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _identity(path: Place) -> object:
     """What tells a folder from one that takes its place; None when there is none."""
+    if isinstance(path, StorePath):
+        return path.identity()
     try:
         found = os.lstat(path)
     except OSError:
@@ -167,7 +260,7 @@ def print_plan(files: Mapping[str, int]) -> None:
     click.echo(f"{sum(files.values()):>16,}  bytes of tensors in {len(files)} files; nothing was written")
 
 
-def print_checkpoint(folder: Path) -> None:
+def print_checkpoint(folder: Place) -> None:
     """What was written: the folder and the fingerprint of its model."""
     from neoxkit.checkpoint.reader import Checkpoint
 
@@ -175,8 +268,8 @@ def print_checkpoint(folder: Path) -> None:
 
 
 def load_model(
-    source: Path, tokenizer: Path | None, dtype: str | None, device: str
-) -> tuple[Decoder, Tokenizer, Path | None]:
+    source: Place, tokenizer: Path | None, dtype: str | None, device: str
+) -> tuple[Decoder, Tokenizer, Place | None]:
     """A model ready to run, its tokenizer, and the folder of the tokenizer's files.
 
     Without a dtype it runs in that of its weights, or on a CPU in fp32 where that is faster.

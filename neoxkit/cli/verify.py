@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neoxkit.checkpoint.store import Place
 from neoxkit.cli import options
 
 if TYPE_CHECKING:
@@ -14,35 +15,48 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), metavar="PATH",
-              help="Compare the logits with those of this model too: a checkpoint, or a Hugging Face folder, which "
-              "transformers runs.")  # fmt: skip
+@click.argument("source", type=options.PLACE)
+@click.option("--against", type=options.PLACE, metavar="PATH",
+              help="Compare the logits with those of this model too: any that "
+              "SOURCE may be. transformers runs a Hugging Face folder, neoxkit the others.")  # fmt: skip
 @click.option("--tolerance", type=options.Finite(min=0), default=1e-4, show_default=True, metavar="X",
               help="The greatest difference of a logit that passes.")  # fmt: skip
+@options.assume()
+@options.settings()
 @options.json()
 @click.pass_context
-def command(ctx: click.Context, source: Path, against: Path | None, tolerance: float, as_json: bool) -> None:
+def command(
+    ctx: click.Context,
+    source: Place,
+    against: Place | None,
+    tolerance: float,
+    assume: tuple[str, ...],
+    config: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """Check that a checkpoint is whole and unaltered.
 
-    SOURCE is a checkpoint, a run's folder (its newest checkpoint is checked) or a Hugging Face
-    folder. Every file and tensor is read: checksums, names and shapes, numbers that are not finite,
-    the optimizer's masters, tokenizer, trainer state. Exits with 0 when all is sound, 1 when
-    something is wrong, which is said line by line, 2 when there is nothing to check.
+    SOURCE is a checkpoint, a run's folder (its newest checkpoint is checked), or the folder of a model
+    that another program wrote, as `neoxkit import` takes it. Every file and tensor is read:
+    checksums, names and shapes, numbers that are not finite, the optimizer's masters, tokenizer,
+    trainer state. Exits with 0 when all is sound, 1 when something is wrong, which is said line by line,
+    2 when there is nothing to check. SOURCE may be a URL of an object store: s3://BUCKET/FOLDER.
     """
+    from neoxkit.convert.open import divide, open_any
     from neoxkit.convert.verify import verify
 
-    report = verify(source)
+    known = options.assumptions(assume)
+    given = [(known, config)] if against is None else divide([source, against], known, config)
+    report = verify(source, *given[0])
     compared = None
     if against is not None and report.sound:
         from neoxkit.convert.logits import logits_difference
-        from neoxkit.convert.open import open_any
 
-        compared = logits_difference(open_any(report.path), against)
+        compared = logits_difference(open_any(report.path, *given[0]), against, 64, *given[1])
     if as_json:
         import json
 
-        said = {**report.json(), "against": _json(against, compared, tolerance)}
+        said = {**report.json(), "against": against_json(against, compared, tolerance)}
         click.echo(json.dumps(said, indent=2, ensure_ascii=False))
     else:
         for line in report.lines():
@@ -52,7 +66,7 @@ def command(ctx: click.Context, source: Path, against: Path | None, tolerance: f
     ctx.exit(0 if report.sound and (compared is None or compared.within(tolerance)) else 1)
 
 
-def _said(against: Path, compared: Difference | None, tolerance: float) -> str:
+def _said(against: Place, compared: Difference | None, tolerance: float) -> str:
     if compared is None:
         return f"logits: not compared with {against}, since something is wrong already"
     verdict = "the same as" if compared.within(tolerance) else "different from"
@@ -60,10 +74,10 @@ def _said(against: Path, compared: Difference | None, tolerance: float) -> str:
     return f"logits: {verdict} those of {against}: {numbers}, tolerance {tolerance:g}"
 
 
-def _json(against: Path | None, compared: Difference | None, tolerance: float) -> dict[str, Any] | None:
-    """{"path", "max", "mean", "scale", "tolerance", "within"}; null when logits were not compared.
+def against_json(against: Place | None, compared: Difference | None, tolerance: float) -> dict[str, Any] | None:
+    """The key `against`: how far the logits are from those of another model; null when they were not compared.
 
-    A number that is not finite is null.
+    {"path", "max", "mean", "scale", "tolerance", "within"}; a number that is not finite is null.
     """
     if against is None or compared is None:
         return None

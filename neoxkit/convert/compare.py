@@ -8,7 +8,7 @@ from math import isfinite, prod, sqrt
 from typing import TYPE_CHECKING, Any, Literal
 
 from neoxkit.checkpoint.checksum import crc64nvme
-from neoxkit.checkpoint.format import ITEM_BYTES, bare
+from neoxkit.checkpoint.format import CONFIG, ITEM_BYTES, bare
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.log import Progress, Silent, progress
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from neoxkit.checkpoint import Source
 
 _BLOCK = 2 << 20  # elements compared at a time: the differences take several times the memory of the tensors
+
+_TOLD = ("family", "context")  # and tokens.*: what another spelling of the same model may say otherwise
 
 Kind = Literal["only in A", "only in B", "shape", "dtype", "values"]
 
@@ -59,15 +61,21 @@ class Comparison:
     uncompared: dict[str, Literal["A", "B"]] = field(default_factory=dict)
 
     @property
+    def counting(self) -> list[str]:
+        """The options among those that differ which the logits depend on, or may."""
+        return [key for key in self.config if key not in _TOLD and not key.startswith("tokens.")]
+
+    @property
     def same(self) -> bool:
-        """Whether nothing that was compared differs."""
-        return not self.rows and not self.config
+        """Whether nothing that counts differs."""
+        return not self.rows and not self.counting
 
     def json(self) -> dict[str, Any]:
         """Ready for JSON, in which a number that is not finite is null.
 
-        same         whether nothing differs
+        same         whether no tensor differs, and nothing of `counting`
         config       {dotted key: [A's value, B's]} of what differs
+        counting     [dotted key] of those that the logits depend on, or may
         equal        {component: tensors that are equal}
         uncompared   {component: "A" or "B"}: only this one has it, so it was not compared
         tensors      [{"name", "kind", "ours", "theirs", "values"}] of what differs; kind is "only in A",
@@ -77,6 +85,7 @@ class Comparison:
         return {
             "same": self.same,
             "config": {key: list(pair) for key, pair in self.config.items()},
+            "counting": self.counting,
             "equal": self.equal,
             "uncompared": self.uncompared,
             "tensors": [
@@ -94,7 +103,15 @@ class Comparison:
             other = sum(_component(row.name) == component for row in self.rows)
             yield f"{component}: {count} tensors equal" + (f", {other} different" if other else "")
         yield from (f"{component}: only in {which}, not compared" for component, which in self.uncompared.items())
-        yield "the same" if self.same else "different"
+        yield self._verdict()
+
+    def _verdict(self) -> str:
+        if self.same:
+            rest = f": no logit depends on {', '.join(self.config)}" if self.config else ""
+            return "the same" + rest
+        count = len(self.rows)
+        tensors = [f"{count} tensor{'s' if count > 1 else ''}"] if count else []
+        return "different: " + ", ".join([*tensors, *self.counting])
 
 
 def compare(ours: Source, theirs: Source, values: bool = False) -> Comparison:
@@ -256,6 +273,10 @@ def _component(name: str) -> str:
 
 def _config(ours: Source, theirs: Source) -> dict[str, tuple[Any, Any]]:
     """The options of the configurations that differ, by dotted key; None where one has no such option."""
+    if isinstance(ours, Checkpoint) and isinstance(theirs, Checkpoint):
+        sums = [[(f.bytes, f.crc) for f in s.manifest.files if f.path == CONFIG] for s in (ours, theirs)]
+        if sums[0] and sums[0] == sums[1]:
+            return {}
     a, b = (dict(_flat(source.config.model_dump(mode="json"))) for source in (ours, theirs))
     return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
 

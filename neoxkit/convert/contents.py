@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from neoxkit.checkpoint.checksum import crc64nvme
-from neoxkit.checkpoint.format import MODEL
-from neoxkit.checkpoint.raw_io import CHUNK
+from neoxkit.checkpoint.checksum import closed
+from neoxkit.checkpoint.format import ITEM_BYTES, MODEL, Manifest
+from neoxkit.checkpoint.pieces import Bytes, PieceFiles
 from neoxkit.checkpoint.reader import Checkpoint
-from neoxkit.errors import CheckpointError, NeoxkitError
+from neoxkit.checkpoint.scan import Block, Scan, Sums
+from neoxkit.checkpoint.store import Place
+from neoxkit.errors import NeoxkitError
 from neoxkit.log import Progress, progress
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from neoxkit.checkpoint import Source
 
 MASTER = "optimizer/master/"
+
+_SERIAL = 1 << 15  # elements that torch converts in one thread
 
 Kind = Literal["file", "damage", "names", "shape", "dtype", "not finite", "master", "config", "tokenizer", "trainer"]
 
@@ -38,7 +41,7 @@ class Finding:
 class Report:
     """What was checked and what was found. `notes` are for people and do not make a checkpoint bad."""
 
-    path: Path
+    path: Place
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     model: str | None = None
@@ -56,7 +59,7 @@ class Report:
 
         path         the folder that was checked
         sound        whether nothing was found
-        model        the fingerprint of the weights; null for a Hugging Face folder, and when it cannot be known
+        model        the fingerprint of the weights; null for a foreign model, and when it cannot be known
         findings     [{"kind", "where", "what"}]; kind is "file", "damage", "names", "shape", "dtype",
                      "not finite", "master", "config", "tokenizer" or "trainer"; where is a file or a tensor
         notes        [line] about what is not wrong, but worth knowing
@@ -94,43 +97,93 @@ def cause(error: Exception) -> str:
 
 
 def read_contents(checkpoint: Checkpoint, report: Report, unreadable: set[int]) -> None:
-    """Read every file and every tensor. A tensor is read soon after its last file, which memory may still hold."""
+    """Read every file that can be read, once, and find what is wrong with it and with the tensors in it."""
     manifest = checkpoint.manifest
-    due: dict[int, list[str]] = {}
-    for name, tensor in manifest.tensors.items():
-        files = {piece.file for piece in tensor.pieces}
-        if not files & unreadable:
-            due.setdefault(max(files), []).append(name)
-    names = [name for each in due.values() for name in each]
     readable = [file for number, file in enumerate(manifest.files) if number not in unreadable]
-    report.files, report.tensors, report.bytes = len(readable), len(names), sum(file.bytes for file in readable)
-    total = report.bytes + sum(manifest.tensors[name].bytes for name in names)
-    damaged = set(manifest.tensors) - set(names)
-    with progress("verify", total) as bar:
-        for number, entry in enumerate(manifest.files):
-            if number in unreadable:
-                continue
-            report.findings += _check_file(checkpoint.path / entry.path, entry.path, entry.crc, bar)
-            for name in due.get(number, []):
-                found = list(_check_tensor(checkpoint, name, damaged, bar))
-                report.findings += found
-                if any(finding.kind == "damage" for finding in found):
-                    damaged.add(name)
-
-
-def _check_file(path: Path, name: str, expected: int, bar: Progress) -> Iterator[Finding]:
-    room = bytearray(CHUNK)
-    crc = 0
+    report.files, report.bytes = len(readable), sum(file.bytes for file in readable)
+    files = PieceFiles(checkpoint.path, manifest)
+    watcher = _Watcher(manifest)
     try:
-        with path.open("rb", buffering=0) as file:
-            while size := file.readinto(room):
-                crc = crc64nvme(memoryview(room)[:size], crc)
-                bar.advance(size)
-    except OSError as error:
-        yield Finding("file", name, cause(error))
-        return
-    if crc != expected:
-        yield Finding("file", name, f"{path}: damaged: its checksum is {crc:016x}, not {expected:016x}")
+        with progress("verify", report.bytes) as bar:
+            sums = Scan(files, manifest, watcher, unreadable).run(bar)
+    finally:
+        files.close()
+    report.tensors = len(sums.tensors) + len(sums.amiss)
+    report.findings += _check_files(checkpoint, sums)
+    damaged = set(manifest.tensors) - set(sums.tensors)
+    for name, crc in sums.tensors.items():
+        if said := _damage(checkpoint, name, crc, sums):
+            report.findings.append(Finding("damage", name, said))
+            damaged.add(name)
+    report.findings += (Finding("damage", name, said) for name, said in sums.amiss.items())
+    for name in sums.tensors:
+        if name not in damaged:
+            report.findings += watcher.numbers[name].findings(name, prod(manifest.tensors[name].spec.shape))
+            report.findings += _check_master(checkpoint, name, watcher, damaged)
+
+
+def _check_files(checkpoint: Checkpoint, sums: Sums) -> Iterator[Finding]:
+    for number, entry in enumerate(checkpoint.manifest.files):
+        if number in sums.failed:
+            yield Finding("file", entry.path, sums.failed[number])
+        elif number in sums.files and (crc := sums.files[number]) != entry.crc:
+            said = f"{checkpoint.path / entry.path}: damaged: its checksum is {crc:016x}, not {entry.crc:016x}"
+            yield Finding("file", entry.path, said)
+
+
+def _damage(checkpoint: Checkpoint, name: str, crc: int, sums: Sums) -> str | None:
+    """What is wrong with a tensor's bytes, and in which files; None when nothing is."""
+    tensor, files = checkpoint.manifest.tensors[name], checkpoint.manifest.files
+    bad = [p for p in tensor.pieces if p.crc is not None and p.crc != sums.entries[p.file, p.key]]
+    if crc == tensor.crc and not bad:
+        return None
+    where = dict.fromkeys(str(checkpoint.path / files[piece.file].path) for piece in bad or tensor.pieces)
+    if crc == tensor.crc:
+        return f"{', '.join(where)}: {name}: the manifest has another checksum of {bad[0].key!r}"
+    return f"{', '.join(where)}: {name} is damaged: its checksum is {crc:016x}, not {tensor.crc:016x}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """An IEEE dtype as whole numbers: finite ones, without their sign, are below the bits of infinity."""
+
+    words: str  # of numpy, as numbers without a sign
+    infinity: int
+
+
+_KINDS = {
+    "F16": _Kind("u2", 0x7C00),
+    "BF16": _Kind("u2", 0x7F80),
+    "F32": _Kind("u4", 0x7F800000),
+    "F64": _Kind("u8", 0x7FF0000000000000),
+    "C64": _Kind("u4", 0x7F800000),  # pairs of F32
+}
+
+
+def not_finite(data: Bytes, dtype: str) -> tuple[int, int]:
+    """How many numbers are NaN, and how many infinite.
+
+    Of whole numbers with a sign the greatest is a positive one, of those without it a negative one: two
+    maxima say whether all are finite, three times faster than torch's.
+    """
+    if dtype in _KINDS:
+        kind = _KINDS[dtype]
+        words = data.view(kind.words)
+        sign = 1 << 8 * words.itemsize - 1
+        if not words.size or (
+            words.max() < sign | kind.infinity and words.view(kind.words.replace("u", "i")).max() < kind.infinity
+        ):
+            return 0, 0
+        bits = words & words.dtype.type(sign - 1)
+        return int((bits > kind.infinity).sum()), int((bits == kind.infinity).sum())
+    if dtype.startswith("F8"):
+        import torch
+
+        from neoxkit.checkpoint.dtypes import TORCH
+
+        values = torch.from_numpy(data).view(TORCH[dtype]).float()
+        return int(values.isnan().sum()), int(values.isinf().sum())
+    return 0, 0
 
 
 @dataclass
@@ -140,18 +193,10 @@ class _Numbers:
     nans: int = 0
     infinities: int = 0
 
-    def add(self, value: Tensor) -> None:
-        """Count a block's. Its extremes are taken first: they are finite in nearly all, and ten times cheaper."""
-        import torch
-
-        if not value.is_floating_point() or not value.numel():
-            return
-        if value.dtype.itemsize == 1:
-            value = value.float()  # torch has no arithmetic on 8-bit floating point
-        low, high = torch.aminmax(value)
-        if not (low.isfinite() and high.isfinite()):
-            self.nans += int(value.isnan().sum())
-            self.infinities += int(value.isinf().sum())
+    def add(self, found: tuple[int, int]) -> None:
+        """Add what `not_finite` found in a block."""
+        self.nans += found[0]
+        self.infinities += found[1]
 
     def findings(self, name: str, elements: int) -> Iterator[Finding]:
         """What is wrong with them."""
@@ -160,27 +205,67 @@ class _Numbers:
             yield Finding("not finite", name, said)
 
 
-def _check_tensor(checkpoint: Checkpoint, name: str, damaged: set[str], bar: Progress) -> Iterator[Finding]:
-    """Read a tensor: its checksum, numbers that are not finite, and, of a master, whether it is its weight's."""
-    tensors = checkpoint.manifest.tensors
+class _Watcher:
+    """Counts the numbers that are not finite, and rounds masters: what becomes of them has their weights' checksum."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.numbers = {name: _Numbers() for name in manifest.tensors}
+        self.rounded = {name: 0 for name in manifest.tensors if weight_of(manifest, name)}
+        self._manifest = manifest
+
+    def look(self, block: Block) -> tuple[tuple[int, int], int]:
+        """The numbers that are not finite, and what the block, if a master's, contributes to its weight's CRC."""
+        gain = 0
+        if block.name in self.rounded:
+            weight = self._manifest.tensors[MODEL + block.name.removeprefix(MASTER)]
+            data = _rounded(block.data, block.tensor.dtype, weight.dtype)
+            gain = block.gain(data, weight.spec.shape, ITEM_BYTES[weight.dtype])
+        return not_finite(block.data, block.tensor.dtype), gain
+
+    def take(self, name: str, shown: tuple[tuple[int, int], int]) -> None:
+        """Add up what a block showed."""
+        self.numbers[name].add(shown[0])
+        if name in self.rounded:
+            self.rounded[name] ^= shown[1]
+
+
+def weight_of(manifest: Manifest, name: str) -> str | None:
+    """The weight that a master is rounded to; None for what is no master, or has no weight of its shape."""
     weight = MODEL + name.removeprefix(MASTER)
-    compared = name.startswith(MASTER) and weight in tensors and weight not in damaged
-    compared = compared and tensors[weight].spec.shape == tensors[name].spec.shape
-    numbers = _Numbers()
-    stale, apart = 0, 0.0
-    try:
-        for box, value in checkpoint.stream(name):
-            numbers.add(value)
-            if compared:
-                count, most = _stale(value, checkpoint.read(weight, box))
-                stale, apart = stale + count, max(apart, most)
-            bar.advance(value.nbytes)
-    except (CheckpointError, OSError) as error:
-        yield Finding("damage", name, cause(error))
+    known = name.startswith(MASTER) and weight in manifest.tensors
+    same = known and manifest.tensors[weight].spec.shape == manifest.tensors[name].spec.shape
+    return weight if same else None
+
+
+def _rounded(data: Bytes, dtype: str, to: str) -> Bytes:
+    """Numbers in another dtype. Given more at a time torch would use all cores, beside our own threads."""
+    if dtype == to:
+        return data
+    import torch
+
+    from neoxkit.checkpoint.dtypes import TORCH, empty
+
+    values = torch.from_numpy(data).view(TORCH[dtype])
+    found, octets = empty((values.numel(),), to)
+    for first in range(0, values.numel(), _SERIAL):
+        found[first : first + _SERIAL].copy_(values[first : first + _SERIAL])
+    return octets
+
+
+def _check_master(checkpoint: Checkpoint, name: str, watcher: _Watcher, damaged: set[str]) -> Iterator[Finding]:
+    """Whether a master rounds to its weight. Where checksums say otherwise, both are read to say by how much."""
+    tensors = checkpoint.manifest.tensors
+    weight = weight_of(checkpoint.manifest, name)
+    if weight is None or weight in damaged:
         return
-    elements = prod(tensors[name].spec.shape)
-    yield from numbers.findings(name, elements)
+    if closed(watcher.rounded[name], tensors[weight].bytes) == tensors[weight].crc:
+        return
+    stale, apart = 0, 0.0
+    for box, value in checkpoint.stream(name):
+        count, most = _stale(value, checkpoint.read(weight, box))
+        stale, apart = stale + count, max(apart, most)
     if stale:
+        elements = prod(tensors[name].spec.shape)
         said = f"{stale} of {elements} elements do not round to those of {weight}, by up to {apart:.3g}"
         yield Finding("master", name, f"{name}: {said}")
 
@@ -199,8 +284,10 @@ def _stale(master: Tensor, weight: Tensor) -> tuple[int, float]:
 
 def read_numbers(source: Source, name: str, bar: Progress) -> Iterator[Finding]:
     """Read a tensor of any source for numbers that are not finite."""
+    from neoxkit.checkpoint.dtypes import octets
+
     numbers = _Numbers()
     for _, value in source.stream(name):
-        numbers.add(value)
+        numbers.add(not_finite(octets(value), source.dtype(name)))
         bar.advance(value.nbytes)
     yield from numbers.findings(name, prod(source.spec(name).shape))

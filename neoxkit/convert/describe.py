@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from neoxkit.checkpoint.attempt import dead_attempts
 from neoxkit.checkpoint.folder import list_checkpoints
 from neoxkit.checkpoint.format import CONFIG, ITEM_BYTES, MANIFEST, MODEL, STATE, bare
+from neoxkit.checkpoint.json_text import parse_object
 from neoxkit.checkpoint.reader import Checkpoint
+from neoxkit.checkpoint.store import Place
 from neoxkit.convert.open import Foreign, open_any
 from neoxkit.errors import CheckpointError
 from neoxkit.spec import Role, Split, volume, whole
@@ -31,7 +32,7 @@ KINDS = {
 _LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Place, assume: Mapping[str, str] | None = None, settings: Sequence[Path] = ()) -> dict[str, Any]:
     """What `path` holds, ready for JSON: a checkpoint, the newest of a run, or a foreign model's folder.
 
     Keys; those of a checkpoint alone are null for a foreign model:
@@ -44,21 +45,22 @@ def describe(path: Path) -> dict[str, Any]:
     bytes             on disk, everything
     created, writer, step, samples, tokens, mesh, lineage      as the manifest has them; checkpoint
     components        {"model", "optimizer/master", ...: {"tensors", "elements", "bytes", "dtypes": {"BF16": elements}}}
-    trainer           whether training can be resumed from it; checkpoint
+    trainer           whether training can go on from it; of a foreign model: once it is imported
     tokenizer         {"vocab", "special": [token], "bos", "eos", "pad"} or null; bos, eos, pad are tokens or null
     config            the model configuration
     files             [{"path", "bytes"}]
     tensors           [{"pattern", "count", "shape", "dtype", "splits": [[dim, axis, unit, ragged]], "pieces"}]
 
-    Raises CheckpointError or ConversionError when there is no such thing, or it is damaged.
+    `assume` and `settings` are for a foreign model; see open_foreign. Raises CheckpointError or
+    ConversionError when there is no such thing, or it is damaged.
     """
-    source = open_any(path)
+    source = open_any(path, assume, settings)
     if isinstance(source, Checkpoint):
         return _of_checkpoint(source, path)
     return _of_foreign(source)
 
 
-def _of_checkpoint(source: Checkpoint, path: Path) -> dict[str, Any]:
+def _of_checkpoint(source: Checkpoint, path: Place) -> dict[str, Any]:
     manifest = source.manifest
     run = None
     if source.path != path:
@@ -76,7 +78,7 @@ def _of_checkpoint(source: Checkpoint, path: Path) -> dict[str, Any]:
         "run": run,
         "family": config["family"],
         "model": source.fingerprint,
-        **_sizes(source),
+        **sizes(source),
         "bytes": sum(file["bytes"] for file in files),
         "created": manifest.created,
         "writer": manifest.writer,
@@ -96,33 +98,35 @@ def _of_checkpoint(source: Checkpoint, path: Path) -> dict[str, Any]:
 def _of_foreign(source: Foreign) -> dict[str, Any]:
     paths = sorted(path for path in source.folder.iterdir() if path.is_file())
     files = [{"path": path.name, "bytes": path.stat().st_size} for path in paths]
-    absent = ("run", "model", "created", "writer", "step", "samples", "tokens", "mesh", "lineage", "trainer")
+    absent = ("run", "model", "created", "writer", "step", "samples", "tokens", "mesh", "lineage")
     return {
         "path": str(source.folder),
         "kind": source.kind,
         **dict.fromkeys(absent),
+        "trainer": source.resumable,
         "family": source.config.family,
-        **_sizes(source),
+        **sizes(source),
         "bytes": sum(path.stat().st_size for path in paths),
-        "tokenizer": _tokenizer(source.folder),
+        "tokenizer": None if source.tokenizer is None else _tokenizer(source.tokenizer),
         "config": source.config.model_dump(mode="json"),
         "files": files,
         "tensors": patterns(source, {}),
     }
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Place) -> dict[str, Any]:
     """The configuration as written. Validating it would take pydantic, which takes 0.2 s to import."""
+    config = parse_object(path.read_bytes(), str(path), "see: neoxkit verify")
     try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})", "see: neoxkit verify") from error
-    if not isinstance(config, dict) or not {"family", "norm", "position", "mixer", "mlp"} <= set(config):
-        raise CheckpointError(f"{path}: not a model configuration", "see: neoxkit verify")
+        if not isinstance(config["family"], str):
+            raise TypeError("family")
+        list(_tree(config))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a model configuration ({error!r})", "see: neoxkit verify") from error
     return config
 
 
-def _sizes(source: Source) -> dict[str, Any]:
+def sizes(source: Source) -> dict[str, Any]:
     """`parameters` and `components` of a source."""
     components: dict[str, dict[str, Any]] = {}
     total = vocabulary = 0
@@ -178,34 +182,33 @@ def _span(layers: Sequence[int]) -> str:
     return "{" + ",".join(str(a) if a == b else f"{a}..{b}" for a, b in runs) + "}"
 
 
-def _tokenizer(folder: Path) -> dict[str, Any] | None:
+def _tokenizer(folder: Place) -> dict[str, Any] | None:
     """The vocabulary of a tokenizer.json (one more than its greatest id) and its special tokens; None without one.
 
     The `tokenizers` package would build the whole tokenizer, which takes much longer than this.
     """
-    path = folder / "tokenizer.json"
+    path = folder if folder.is_file() else folder / "tokenizer.json"
     if not path.is_file():
         return None
     try:
-        tree = json.loads(path.read_bytes())
+        tree = parse_object(path.read_bytes(), str(path), "see: neoxkit verify")
         vocab = tree["model"]["vocab"]
         added = tree.get("added_tokens") or []
         ids = [len(vocab) - 1] if isinstance(vocab, list) else list(vocab.values())  # a Unigram's ids are places
         ids += [each["id"] for each in added]
         special = [each["content"] for each in added if each.get("special")]
-        named = _named(folder)
-        return {"vocab": max(ids, default=-1) + 1, "special": special, **named}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return {"vocab": max(ids, default=-1) + 1, "special": special, **_named(path.parent)}
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a tokenizer ({error!r})", "see: neoxkit verify") from error
 
 
-def _named(folder: Path) -> dict[str, str | None]:
+def _named(folder: Place) -> dict[str, str | None]:
     """The tokens that begin and end a text and fill a batch, as the files beside tokenizer.json name them."""
     found: dict[str, str | None] = dict.fromkeys(("bos", "eos", "pad"))
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             continue
-        tree = json.loads((folder / name).read_bytes())
+        tree = parse_object((folder / name).read_bytes(), str(folder / name), "see: neoxkit verify")
         for kind in found:
             value = tree.get(f"{kind}_token")
             token = value.get("content") if isinstance(value, dict) else value
@@ -232,7 +235,7 @@ def _facts(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         count = len(about["run"]["checkpoints"])
         yield "run", f"{about['run']['path']}: {count} checkpoint{'s' if count > 1 else ''}, this is the newest"
         if about["run"]["unfinished"]:
-            yield "unfinished", f"{', '.join(about['run']['unfinished'])} (the next save removes it)"
+            yield "unfinished", f"{', '.join(about['run']['unfinished'])} (the next save removes it, or neoxkit gc)"
     yield "kind", KINDS[about["kind"]]
     yield "family", about["family"]
     parameters = about["parameters"]
@@ -240,6 +243,8 @@ def _facts(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "on disk", f"{size(about['bytes'])} in {len(about['files'])} files"
     for component, of in about["components"].items():
         yield component, f"{of['tensors']} tensors, {size(of['bytes'])}, {_dtypes(of['dtypes'])}"
+    if about["kind"] != "checkpoint" and about["trainer"]:
+        yield "trainer", "state of an optimizer: training can go on once it is imported"
     if about["kind"] == "checkpoint":
         yield "weights", f"{about['model']} (fingerprint, the same for any cut)"
         yield "trainer", "training can go on from here" if about["trainer"] else "none: weights only"

@@ -8,19 +8,19 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
 from neoxkit.checkpoint import Source
-from neoxkit.checkpoint.attempt import Attempt
 from neoxkit.checkpoint.dtypes import TORCH, octets
-from neoxkit.checkpoint.folder import flush, write_durably
+from neoxkit.checkpoint.folder import CLAIM
 from neoxkit.checkpoint.format import ITEM_BYTES, MODEL
-from neoxkit.checkpoint.output import OutputFile, disk
+from neoxkit.checkpoint.output import OutputFile
 from neoxkit.checkpoint.safetensors_file import tensor_bytes
+from neoxkit.checkpoint.store import Place, StorePath
+from neoxkit.checkpoint.store_attempt import attempt_at
 from neoxkit.convert.tokenizer import pretty
 from neoxkit.data.tokenizer import NAMES
 from neoxkit.errors import ConversionError
@@ -39,7 +39,7 @@ Before it, tokenizers 0.19 cannot read what later ones write."""
 
 
 _WEIGHTS = re.compile(r".+\.(safetensors|bin)(\.index\.json)?")
-_BESIDE = {"config.json", ORIGIN, "README.md", ".gitattributes", *NAMES}
+_BESIDE = {"config.json", CLAIM, ORIGIN, "README.md", ".gitattributes", *NAMES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +94,10 @@ class HuggingFaceSink:
     """
 
     def __init__(
-        self, folder: Path, family: Family, source: Source, files: Mapping[str, bytes], most: int, force: bool = False
+        self, folder: Place, family: Family, source: Source, files: Mapping[str, bytes], most: int, force: bool = False
     ) -> None:
-        self._attempt = Attempt(folder, not_a_model, force)
-        self.folder, self._aside = self._attempt.folder, self._attempt.path
+        self._attempt = attempt_at(folder, not_a_model, force)
+        self.folder: Place = self._attempt.folder
         self._rules = {name: rule for rule in expand(family, source.config) for name in rule.ours}
         self._shapes = {name: source.spec(MODEL + name).shape for name in self._rules}
         self._waiting: dict[str, Tensor] = {}
@@ -107,7 +107,8 @@ class HuggingFaceSink:
         slots = {key: slot for shard in shards.values() for key, slot in shard.items()}
         self.bytes = sum(slot.bytes for slot in slots.values())
         config = {**write_config(family, source.config), **_dtype_keys(slots), "transformers_version": OLDEST}
-        self._files = {"config.json": pretty(config), **files}
+        self._config = pretty(config)
+        self._files = dict(files)
         if len(shards) > 1:
             elements = sum(volume(whole(slot.shape)) for slot in slots.values())
             about = {"total_parameters": elements, "total_size": self.bytes}
@@ -118,7 +119,7 @@ class HuggingFaceSink:
             self._attempt.make(self.bytes + sum(map(len, self._files.values())))
             for name, shard in shards.items():
                 tensors = {key: (slot.dtype, slot.shape) for key, slot in shard.items()}
-                self._outputs[name] = OutputFile(self._aside / name, tensors, ITEM_BYTES, {"format": "pt"})
+                self._outputs[name] = self._attempt.output(name, tensors, ITEM_BYTES, {"format": "pt"})
         except BaseException:
             self.abort()
             raise
@@ -158,11 +159,9 @@ class HuggingFaceSink:
             assert not output.incomplete(), f"{path}: {output.incomplete()[0]} was not written whole"
             output.finish(self._threads)
         self._outputs.clear()
-        with disk(self.folder, sum(map(len, self._files.values()))):
-            for name, data in self._files.items():
-                write_durably(self._aside / name, data)
-            flush(self._aside)
-            self._attempt.commit()
+        for name, data in self._files.items():
+            self._attempt.save(name, data)
+        self._attempt.commit("config.json", self._config)
         self._threads.shutdown()
 
     def abort(self) -> None:
@@ -177,7 +176,7 @@ class HuggingFaceSink:
         self._outputs[self._file_of[key]].write(key, box, octets(value), self._threads)
 
 
-def not_a_model(folder: Path) -> str | None:
+def not_a_model(folder: Place) -> str | None:
     """Why a folder is other, or more, than a Hugging Face model, in words; None when it is one."""
     names = sorted(path.name for path in folder.iterdir())
     try:
@@ -185,7 +184,8 @@ def not_a_model(folder: Path) -> str | None:
     except (OSError, ValueError, RecursionError):
         config = None
     known = isinstance(config, dict) and not {"model_type", "architectures"}.isdisjoint(config)
-    if not known or not any(_WEIGHTS.fullmatch(name) for name in names):
+    begun = isinstance(folder, StorePath) and CLAIM in names  # what an interrupted export left
+    if not begun and not (known and any(_WEIGHTS.fullmatch(name) for name in names)):
         return "is no Hugging Face model"
     for name in names:
         ours = name in _BESIDE or _WEIGHTS.fullmatch(name) or name.startswith("LICENSE")

@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neoxkit.checkpoint.format import BLOCK_BYTES, ITEM_BYTES, MODEL
+from neoxkit.checkpoint.store import Place
 from neoxkit.config.model import ModelConfig
 from neoxkit.convert.weight_files import WeightFiles
 from neoxkit.errors import CheckpointError, ConversionError
@@ -36,8 +36,9 @@ class HuggingFaceSource:
     """
 
     kind = "huggingface"
+    resumable, training = False, None
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.folder = folder
         where = folder / "config.json"
         try:
@@ -79,7 +80,7 @@ class HuggingFaceSource:
         return {"event": "import", "source": str(self.folder), "format": f"Hugging Face {self.family.architecture}"}
 
     @property
-    def tokenizer(self) -> Path:
+    def tokenizer(self) -> Place:
         """The folder that the tokenizer's files are in, if there are any."""
         return self.folder
 
@@ -108,7 +109,7 @@ class HuggingFaceSource:
         self._last = None
         self.files.close()
 
-    def _declared(self, where: Path) -> dict[str, TensorSpec]:
+    def _declared(self, where: Place) -> dict[str, TensorSpec]:
         """The tensors of the model. Sizes beyond all reason are refused before a model of them is built."""
         sizes = self.config.width, self.config.vocab, self.config.mlp.hidden, self.config.mixer.heads
         if self.config.depth > len(self.files.places) or max(*sizes, self.config.mixer.head_dim) >= 2**31:

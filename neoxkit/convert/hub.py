@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from neoxkit.checkpoint.store import Place, StorePath
 from neoxkit.convert.weight_names import PARAMS, SHARD, SINGLE, WHOLE
 from neoxkit.data.tokenizer import NAMES
 from neoxkit.errors import CheckpointError
@@ -41,15 +42,17 @@ class Named:
 class Fetched:
     """Where a model lies now, and where it is from: ORG/NAME@COMMIT; None for one that lay there before."""
 
-    folder: Path
+    folder: Place
     origin: str | None
 
 
-def named(source: Path) -> Named | None:
+def named(source: Place) -> Named | None:
     """The name on the Hub that a source is: ORG/NAME, ORG/NAME@REVISION; None for a path.
 
     What exists is a path, and so is what lies in a folder that exists, unless `hf:` is written before it.
     """
+    if isinstance(source, StorePath):
+        return None
     match = _NAME.fullmatch(source.as_posix())
     if match is None or source.exists():
         return None

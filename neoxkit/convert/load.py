@@ -9,6 +9,8 @@ from neoxkit.checkpoint.dtypes import TORCH
 from neoxkit.checkpoint.format import MODEL
 from neoxkit.errors import ConversionError
 from neoxkit.nn.decoder import Decoder, pieces, specs
+from neoxkit.parallel.groups import LOCAL, Groups
+from neoxkit.spec import volume
 
 _REMEDY = "is config.json the one that belongs to these weights?"
 
@@ -37,14 +39,21 @@ def load_weights(source: Source, model: Decoder) -> None:
     """
     check_model(source)
     for spec, box, value in pieces(model):
-        value.copy_(source.read(MODEL + spec.name, box))
+        if volume(box):  # a rank may have none of a small vocabulary
+            value.copy_(source.read(MODEL + spec.name, box))
 
 
-def load_decoder(source: Source, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Decoder:
+def load_decoder(
+    source: Source,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    groups: Groups = LOCAL,
+) -> Decoder:
     """The model of a source, ready to run; in the dtype of its embedding unless told otherwise.
 
-    Raises as `load_weights` does.
+    Of a model that is divided over processes it is the part that belongs here, and nothing else is
+    read. Raises as `load_weights` does.
     """
-    model = Decoder(source.config, device, dtype or TORCH[source.dtype(MODEL + "embed.weight")])
+    model = Decoder(source.config, device, dtype or TORCH[source.dtype(MODEL + "embed.weight")], groups)
     load_weights(source, model)
     return model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from neoxkit.checkpoint import Source
+from neoxkit.checkpoint.store import Place
+from neoxkit.checkpoint.store_input import on_disk
 from neoxkit.convert.load import load_decoder
 from neoxkit.convert.open import is_hugging_face, open_any
 from neoxkit.errors import ConversionError
@@ -35,11 +38,17 @@ class Difference:
         return self.max <= tolerance
 
 
-def logits_difference(ours: Source, theirs: Path, tokens: int = 64) -> Difference:
+def logits_difference(
+    ours: Source,
+    theirs: Place,
+    tokens: int = 64,
+    assume: Mapping[str, str] | None = None,
+    settings: Sequence[Path] = (),
+) -> Difference:
     """Compare the decoder of a source with the model in a folder, on random tokens of a fixed seed.
 
     `theirs` is a Hugging Face folder, loaded and run by transformers, or anything else that `open_any`
-    opens, loaded as `ours` is. One model is in memory at a time.
+    opens (with `assume` and `settings`), loaded as `ours` is. One model is in memory at a time.
 
     Raises ModuleNotFoundError without transformers, ConversionError when the vocabularies differ or
     transformers cannot load the folder whole, CheckpointError when either is damaged.
@@ -52,7 +61,7 @@ def logits_difference(ours: Source, theirs: Path, tokens: int = 64) -> Differenc
         a = _decoder_logits(ours, ids)
         b = _transformers_logits(theirs, ids, config.vocab)
     else:
-        with closing(open_any(theirs)) as other:
+        with closing(open_any(theirs, assume, settings)) as other:
             _check_vocab(theirs, other.config.vocab, config.vocab)
             a = _decoder_logits(ours, ids)
             b = _decoder_logits(other, ids[:, : other.config.context])
@@ -66,7 +75,7 @@ def random_ids(vocab: int, tokens: int) -> Tensor:
     return torch.randint(vocab, (1, tokens), generator=torch.Generator().manual_seed(_SEED))
 
 
-def _check_vocab(folder: Path, theirs: int, ours: int) -> None:
+def _check_vocab(folder: Place, theirs: int, ours: int) -> None:
     if theirs != ours:
         raise ConversionError(
             f"{folder}: its vocabulary has {theirs} rows, the other model's {ours}", "compare models of the same tokens"
@@ -81,9 +90,10 @@ def _decoder_logits(source: Source, ids: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _transformers_logits(folder: Path, ids: Tensor, vocab: int) -> Tensor:
+def _transformers_logits(folder: Place, ids: Tensor, vocab: int) -> Tensor:
     """Logits [1, tokens, vocab] of transformers' own model."""
-    model = _load_transformers(folder)
+    with on_disk(folder) as there:
+        model = _load_transformers(there)
     _check_vocab(folder, model.get_input_embeddings().weight.shape[0], vocab)
     logits: Tensor = model(ids).logits
     return logits

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from neoxkit.checkpoint.dtypes import empty
 from neoxkit.checkpoint.format import BLOCK_BYTES, ITEM_BYTES
+from neoxkit.checkpoint.store import Place
 from neoxkit.convert.weight_files import WeightFiles
 from neoxkit.convert.weight_names import SHARD, WHOLE, file_names
 from neoxkit.errors import CheckpointError, ConversionError
@@ -94,7 +95,7 @@ class MetaFiles:
         return self.ranks[0].places[key].dtype
 
     @property
-    def paths(self) -> list[Path]:
+    def paths(self) -> list[Place]:
         """The files that hold tensors."""
         return sorted({place.file for rank in self.ranks for place in rank.places.values()})
 

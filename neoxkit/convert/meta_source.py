@@ -31,6 +31,8 @@ class MetaSource:
     CheckpointError, naming the file, the key or the tensor.
     """
 
+    resumable, training = False, None
+
     def __init__(self, folder: Path, assume: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self.files = MetaFiles(folder)

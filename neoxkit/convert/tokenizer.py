@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
+from neoxkit.checkpoint.json_text import parse_object
+from neoxkit.checkpoint.store import Place
 from neoxkit.config.model import ModelConfig
 from neoxkit.data.tokenizer import CONFIG, FILE, GENERATION, TEMPLATE, Tokenizer, tokenizer_contents
 from neoxkit.errors import CheckpointError, ConversionError
@@ -16,11 +17,24 @@ RECENT_CLASSES = frozenset({"TokenizersBackend", "PythonBackend", "SentencePiece
 """Tokenizer classes that transformers 5 writes and transformers 4 does not know."""
 
 
-def check_vocabulary(folder: Path, config: ModelConfig) -> None:
-    """Raise ConversionError when the tokenizer makes ids that the embedding has no row for."""
-    if not (folder / FILE).is_file():
+def imported_files(path: Place) -> dict[str, bytes]:
+    """The files of the tokenizer at `path`, a tokenizer.json or a folder, by the names they get in a checkpoint.
+
+    Raises DataError when a file is no tokenizer; a folder may have none.
+    """
+    if path.is_dir() and not (path / FILE).is_file():
+        return tokenizer_contents(path)
+    return Tokenizer(path).contents()
+
+
+def check_vocabulary(path: Place, config: ModelConfig) -> None:
+    """Raise ConversionError when the tokenizer makes ids that the embedding has no row for.
+
+    `path` is a tokenizer.json or a folder, which may have none.
+    """
+    if path.is_dir() and not (path / FILE).is_file():
         return
-    tokenizer = Tokenizer(folder)
+    tokenizer = Tokenizer(path)
     if tokenizer.vocab > config.vocab:
         raise ConversionError(
             f"{tokenizer.path}: the tokenizer has ids up to {tokenizer.vocab - 1}, the model {config.vocab} rows",
@@ -28,7 +42,7 @@ def check_vocabulary(folder: Path, config: ModelConfig) -> None:
         )
 
 
-def stop_ids(folder: Path | None, config: ModelConfig) -> set[int]:
+def stop_ids(folder: Place | None, config: ModelConfig) -> set[int]:
     """The ids that end a text: those of the configuration and of generation_config.json."""
     ids = set(config.tokens.eos)
     path = folder / GENERATION if folder is not None else None
@@ -40,7 +54,30 @@ def stop_ids(folder: Path | None, config: ModelConfig) -> set[int]:
     return ids
 
 
-def exported_files(folder: Path | None, config: ModelConfig, family: Family) -> dict[str, bytes]:
+def generation_differences(folder: Place | None, config: ModelConfig) -> list[str]:
+    """Where generation_config.json names other tokens than the configuration, or none of the model's, in words.
+
+    Both are kept as they came: an instruction-tuned model may well end a text with other tokens.
+    """
+    path = folder / GENERATION if folder is not None else None
+    if path is None or not path.is_file():
+        return []
+    found, tokens = [], config.tokens
+    ours = {"bos": read_ids(tokens.bos), "eos": tokens.eos, "pad": read_ids(tokens.pad)}
+    for kind, known in ours.items():
+        try:
+            ids = read_ids(_json(path).get(f"{kind}_token_id"))
+        except (CheckpointError, ValueError) as error:
+            return [f"{path}: {error}"]
+        if beyond := [token for token in ids if token >= config.vocab]:
+            found.append(f"{path}: {kind}_token_id {beyond[0]} is no token of the model")
+        elif ids and known and not set(ids) & set(known):
+            said, stated = (", ".join(map(str, each)) for each in (ids, known))
+            found.append(f"{path}: {kind}_token_id is {said}, the model's own is {stated}; both are kept")
+    return found
+
+
+def exported_files(folder: Place | None, config: ModelConfig, family: Family) -> dict[str, bytes]:
     """The files of an exported model's tokenizer and generation settings, by name.
 
     Everything is as it came, but for a tokenizer_config.json that only transformers 5 can read: its
@@ -51,7 +88,7 @@ def exported_files(folder: Path | None, config: ModelConfig, family: Family) -> 
     files = tokenizer_contents(folder) if folder is not None else {}
     if FILE in files:
         about = _json(folder / CONFIG) if folder is not None and CONFIG in files else {}
-        if about.get("tokenizer_class") in RECENT_CLASSES or CONFIG not in files:
+        if str(about.get("tokenizer_class")) in RECENT_CLASSES or CONFIG not in files:
             about["tokenizer_class"] = family.tokenizer_class
             if isinstance(about.get("extra_special_tokens"), list):
                 about["additional_special_tokens"] = about.pop("extra_special_tokens")
@@ -74,11 +111,5 @@ def pretty(tree: object) -> bytes:
     return json.dumps(tree, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})", "fetch it again") from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path}: not a JSON object", "fetch it again")
-    return tree
+def _json(path: Place) -> dict[str, Any]:
+    return parse_object(path.read_bytes(), str(path))

@@ -8,27 +8,39 @@ from pathlib import Path
 
 from neoxkit.checkpoint import Source
 from neoxkit.checkpoint.format import MODEL
+from neoxkit.checkpoint.plan import Layout
 from neoxkit.checkpoint.reader import Checkpoint
+from neoxkit.checkpoint.store import Place
 from neoxkit.checkpoint.writer import Part, Writer, cut
+from neoxkit.config.model import ModelConfig
 from neoxkit.convert.copy import Converted, copy
 from neoxkit.convert.hf_sink import ORIGIN, HuggingFaceSink, plan_shards
 from neoxkit.convert.load import check_model
+from neoxkit.convert.model_card import CARD, model_card
 from neoxkit.convert.open import Foreign
-from neoxkit.convert.tokenizer import check_vocabulary, exported_files
-from neoxkit.data.tokenizer import tokenizer_contents
-from neoxkit.errors import ConversionError
+from neoxkit.convert.tokenizer import check_vocabulary, exported_files, generation_differences, imported_files
+from neoxkit.data.tokenizer import FILE, tokenizer_contents
+from neoxkit.errors import ConfigError, ConversionError
+from neoxkit.families import FAMILIES, by_name
+from neoxkit.families.fit import fitting, nearest, unfit
 from neoxkit.families.schema import Family
-from neoxkit.families.spelling import unfit
-from neoxkit.log import progress, warn
+from neoxkit.log import note, progress, warn
 from neoxkit.mesh import Mesh
+from neoxkit.spec import Axis
 
 MOST_SHARD = 5_000_000_000
 """Bytes of a Hugging Face weight file, as transformers 4 cuts them."""
 
 
-def parts_for(source: Source, names: Sequence[str], mesh: Mesh) -> list[Part]:
-    """How tensors of a source are cut for a mesh. Raises ConfigError when they do not divide."""
-    return cut({name: source.spec(name) for name in names}, {name: source.dtype(name) for name in names}, mesh)
+def parts_for(source: Source, names: Sequence[str], mesh: Mesh, layout: Layout | None = None) -> list[Part]:
+    """How tensors of a source are cut for a mesh.
+
+    Raises as `cut` does, and ConfigError when experts are to be divided and the source has none.
+    """
+    specs, dtypes = {name: source.spec(name) for name in names}, {name: source.dtype(name) for name in names}
+    if mesh.ep > 1 and not any(split.axis is Axis.EP for spec in specs.values() for split in spec.splits):
+        raise ConfigError(f"--ep {mesh.ep}: the model has no experts that could be divided", "leave --ep out")
+    return cut(specs, dtypes, mesh, layout)
 
 
 def file_sizes(parts: Sequence[Part]) -> dict[str, int]:
@@ -41,30 +53,40 @@ def file_sizes(parts: Sequence[Part]) -> dict[str, int]:
 
 def import_model(
     model: Foreign,
-    folder: Path,
+    folder: Place,
     mesh: Mesh,
     dtype: str | None = None,
-    tokenizer: bool = True,
+    tokenizer: bool | Path = True,
     force: bool = False,
     origin: str | None = None,
 ) -> None:
     """Write a foreign model as a checkpoint, cut for a mesh, its weights in `dtype` ("BF16") if given.
 
-    `origin` is what the lineage names instead of the folder: where the folder's files were fetched from.
+    `tokenizer` says whether its tokenizer comes along, or is another, at a path. `origin` is what the
+    lineage names instead of the folder: where the folder's files were fetched from.
     Raises ConversionError when the tokenizer makes ids that the model has no row for, and as Writer,
     copy and cut do; then nothing is left at `folder`, and what was there stays.
     """
-    if tokenizer:
-        check_vocabulary(model.folder, model.config)
-    source = Converted(model, dtype)
+    place = tokenizer if isinstance(tokenizer, Path) else model.tokenizer if tokenizer else None
+    if place is not None:
+        check_vocabulary(place, model.config)
+        if place not in (tokenizer, model.folder):
+            note(f"the tokenizer is {place}, which the settings name")
+    source, training = Converted(model, dtype), model.training
+    if training is not None and any(source.dtype(name) != model.dtype(name) for name in model.names()):
+        raise ConversionError(f"{model.folder}: {_MASTERS}", _LEAVE)
     parts = parts_for(source, source.names(), mesh)
     writer = Writer(
         folder,
         parts,
         config=model.config,
-        mesh={"pp": mesh.pp, "tp": mesh.tp},
+        mesh={"pp": mesh.pp, "tp": mesh.tp, "ep": mesh.ep},
+        step=training.step if training else 0,
+        samples=training.samples if training else 0,
+        tokens=training.tokens if training else 0,
         lineage=[{**model.lineage, "source": origin} if origin else model.lineage],
-        tokenizer=tokenizer_contents(model.folder) if tokenizer else None,
+        tokenizer=None if place is None else imported_files(place),
+        trainer=training.state if training else None,
         force=force,
     )
     with writer, progress(f"import {model.folder}", sum(file_sizes(parts).values())) as bar:
@@ -82,20 +104,22 @@ def kept_names(checkpoint: Checkpoint, dtype: str | None, weights_only: bool) ->
     if weights_only:
         return [name for name in names if name.startswith(MODEL)]
     if dtype is not None and any(not name.startswith(MODEL) for name in names):
-        raise ConversionError(
-            f"{checkpoint.path}: it has an optimizer, whose masters go with the weights' own dtype",
-            "add --weights-only, or leave --dtype out",
-        )
+        raise ConversionError(f"{checkpoint.path}: {_MASTERS}", _LEAVE)
     return list(names)
+
+
+_MASTERS = "it has an optimizer, whose masters go with the weights' own dtype"
+_LEAVE = "add --weights-only, or leave --dtype out"
 
 
 def reshard(
     checkpoint: Checkpoint,
-    folder: Path,
+    folder: Place,
     mesh: Mesh,
     dtype: str | None = None,
     weights_only: bool = False,
     force: bool = False,
+    layout: Layout | None = None,
 ) -> None:
     """Write a checkpoint once more, cut for another mesh. Everything else is kept as it is.
 
@@ -103,13 +127,13 @@ def reshard(
     """
     names = kept_names(checkpoint, dtype, weights_only)
     source = Converted(checkpoint, dtype)
-    parts = parts_for(source, names, mesh)
+    parts = parts_for(source, names, mesh, layout)
     manifest = checkpoint.manifest
     writer = Writer(
         folder,
         parts,
         config=checkpoint.config,
-        mesh={**manifest.mesh, "pp": mesh.pp, "tp": mesh.tp},
+        mesh={**manifest.mesh, "pp": mesh.pp, "tp": mesh.tp, "ep": mesh.ep},
         step=manifest.step,
         samples=manifest.samples,
         tokens=manifest.tokens,
@@ -128,27 +152,55 @@ def reshard(
 
 def export_sizes(checkpoint: Checkpoint, family: Family, dtype: str | None, most: int = MOST_SHARD) -> dict[str, int]:
     """Bytes of tensors in each weight file that an export would make. Raises as `export_model` does."""
-    shards = plan_shards(family, fitting(checkpoint, family, dtype), most)
+    shards = plan_shards(family, fitted(checkpoint, family, dtype), most)
     return {name: sum(place.bytes for place in places.values()) for name, places in shards.items()}
 
 
-def fitting(checkpoint: Checkpoint, family: Family, dtype: str | None = None) -> Converted:
+def choose_family(checkpoint: Checkpoint, wanted: str) -> Family:
+    """The family called `wanted`; for "auto" the checkpoint's own if it fits, else the first that does.
+
+    Raises ConversionError when there is no such family, and for "auto" when none fits.
+    """
+    if wanted != "auto":
+        return by_name(wanted)
+    config = checkpoint.config
+    if not (fits := fitting(FAMILIES.values(), config)):
+        raise ConversionError(f"{checkpoint.path}: the model fits no family", _advice(config, None))
+    chosen, own = fits[0], FAMILIES.get(config.family)
+    if own is not None and chosen is not own:
+        reasons = "; ".join(unfit(own, config))
+        note(f"{checkpoint.path}: exported as {chosen.name}, since it does not fit {own.title}: {reasons}")
+    return chosen
+
+
+def _advice(config: ModelConfig, family: Family | None) -> str:
+    """Which families to choose instead of one that a model does not fit."""
+    if fits := fitting(FAMILIES.values(), config):
+        return f"choose --to {' or '.join(each.name for each in fits)}; the model fits"
+    near = nearest(FAMILIES.values(), config)
+    if near is family:
+        return f"no other fits, and {near.title} is the nearest"
+    return f"the nearest is {near.title}: {'; '.join(unfit(near, config))}"
+
+
+def fitted(checkpoint: Checkpoint, family: Family, dtype: str | None = None) -> Converted:
     """The checkpoint as a source, if the family can spell it.
 
-    Raises ConversionError, with each reason, if not, and when its tensors are not those of its
-    configuration.
+    Raises ConversionError, with each reason and the families that would fit, if not, and when its
+    tensors are not those of its configuration.
     """
     check_model(checkpoint)
     if reasons := unfit(family, checkpoint.config):
         raise ConversionError(
-            f"{checkpoint.path}: the model does not fit {family.name}: {'; '.join(reasons)}", "choose another --to"
+            f"{checkpoint.path}: the model does not fit {family.title}: {'; '.join(reasons)}",
+            _advice(checkpoint.config, family),
         )
     return Converted(checkpoint, dtype)
 
 
 def export_model(
     checkpoint: Checkpoint,
-    folder: Path,
+    folder: Place,
     family: Family,
     dtype: str | None = None,
     most: int = MOST_SHARD,
@@ -159,11 +211,13 @@ def export_model(
     Raises ConversionError, with each reason, when the model does not fit the family, and as
     HuggingFaceSink and copy do.
     """
-    source = fitting(checkpoint, family, dtype)
-    if said := family.caution(checkpoint.config):
+    source = fitted(checkpoint, family, dtype)
+    cautions = [family.caution(checkpoint.config), *generation_differences(checkpoint.tokenizer, checkpoint.config)]
+    for said in filter(None, cautions):
         warn(said)
     files = exported_files(checkpoint.tokenizer, checkpoint.config, family)
     files[ORIGIN] = _origin(checkpoint)
+    files[CARD] = model_card(folder.name, checkpoint, source, family, FILE in files)
     with HuggingFaceSink(folder, family, source, files, most, force) as sink:
         with progress(f"export {checkpoint.path}", sink.bytes) as bar:
             copy(source, sink, sink.names(), bar)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neoxkit.checkpoint.attempt import dead_attempts
-from neoxkit.checkpoint.folder import list_checkpoints
+from neoxkit.checkpoint.folder import CLAIM, files_below, leads_out, list_checkpoints, plain_size
 from neoxkit.checkpoint.format import (
     CONFIG,
     LATEST,
@@ -26,8 +25,9 @@ from neoxkit.checkpoint.format import (
 )
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.checkpoint.safetensors_file import read_header
+from neoxkit.checkpoint.store import Place, StorePath
 from neoxkit.convert.contents import MASTER, Finding, Report, cause, read_contents, read_numbers
-from neoxkit.convert.open import is_foreign, open_foreign
+from neoxkit.convert.open import Foreign, is_foreign, open_any, open_foreign
 from neoxkit.errors import CheckpointError, NeoxkitError
 from neoxkit.log import progress
 
@@ -38,31 +38,33 @@ LIKE_THE_MODEL = (MASTER, "optimizer/exp_avg/", "optimizer/exp_avg_sq/")
 """Components whose tensors have the shapes of the model's."""
 
 
-def verify(path: Path) -> Report:
+def verify(path: Place, assume: Mapping[str, str] | None = None, settings: Sequence[Path] = ()) -> Report:
     """Check everything in a checkpoint, the newest of a run, or a foreign model; what is wrong is reported.
 
-    Raises CheckpointError when `path` is no checkpoint at all, or one of a format that is not known,
-    and as open_foreign does.
+    `assume` and `settings` are for a foreign model; see open_foreign. Raises CheckpointError when `path`
+    is no checkpoint at all, or one of a format that is not known, and as open_any does.
     """
     if is_foreign(path):
-        return _verify_foreign(path)
+        return _verify_foreign(path, open_foreign(path, assume, settings))
+    if assume or settings:
+        open_any(path, assume, settings)
     report = _choose(path)
     text = (report.path / MANIFEST).read_bytes()
     try:
         manifest = parse(text, str(report.path / MANIFEST))
     except CheckpointError as error:
-        if _unknown(text):
+        if unknown_format(text):
             raise
         report.findings.append(Finding("file", MANIFEST, error.cause))
         return report
     report.model = manifest.fingerprint()
     with Checkpoint(report.path, manifest) as checkpoint:
         read_contents(checkpoint, report, _check_files(checkpoint, report))
-        _check_meaning(checkpoint, report, {finding.where for finding in report.findings})
+        check_meaning(checkpoint, report, {finding.where for finding in report.findings})
     return report
 
 
-def _unknown(text: bytes) -> bool:
+def unknown_format(text: bytes) -> bool:
     """Whether a manifest is of another format, or of another version of it, rather than damaged."""
     try:
         head = json.loads(text)["format"]
@@ -71,10 +73,12 @@ def _unknown(text: bytes) -> bool:
         return False
 
 
-def _choose(path: Path) -> Report:
+def _choose(path: Place) -> Report:
     """The checkpoint to check: `path`, or the newest of a run, be it valid or not."""
     if (path / MANIFEST).is_file():
         report, run = Report(path), path.absolute().parent
+        if isinstance(path, StorePath):  # to look what else its parent holds may take thousands of requests
+            return report
         if path.absolute() not in list_checkpoints(run):
             return report
     else:
@@ -89,7 +93,8 @@ def _choose(path: Path) -> Report:
         )
         if len(found) > 1:
             report.notes.append(f"{whole[-1]} is the newest of {len(found)} checkpoints; the others were not checked")
-    report.notes += (f"{each}: an interrupted save left it; the next save removes it" for each in dead_attempts(run))
+    left = "an interrupted save left it; the next save removes it, or neoxkit gc"
+    report.notes += (f"{each}: {left}" for each in dead_attempts(run))
     latest = run / LATEST
     if latest.is_file() and not (run / latest.read_text(errors="replace").strip() / MANIFEST).is_file():
         report.notes.append(f"{latest}: it names no checkpoint; readers go by what is there")
@@ -107,15 +112,15 @@ def _check_files(checkpoint: Checkpoint, report: Report) -> set[int]:
         for piece in tensor.pieces:
             holds.setdefault(piece.file, {})[piece.key] = name
     unreadable: set[int] = set()
-    root = os.path.realpath(folder)
+    outside = leads_out(folder)
     for number, entry in enumerate(manifest.files):
         file = folder / entry.path
         wrong = None
-        if os.path.realpath(file) != os.path.join(root, *entry.path.split("/")):
+        if outside(entry.path):
             wrong = "a link, which may lead out of the checkpoint"
-        elif not file.is_file():
+        elif (size := plain_size(file)) is None:
             wrong = "the file is missing"
-        elif (size := file.stat().st_size) != entry.bytes:
+        elif size != entry.bytes:
             wrong = f"{size} bytes, but the manifest says {entry.bytes}"
         if wrong is None and number in holds:
             try:
@@ -131,14 +136,15 @@ def _check_files(checkpoint: Checkpoint, report: Report) -> set[int]:
             what = f"{file}: {wrong}" + (f"; {len(lost)} tensors need it, {lost[0]} among them" if lost else "")
             report.findings.append(Finding("file", entry.path, what))
     listed = {file.path for file in manifest.files} | {MANIFEST}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if (path.is_symlink() or not path.is_dir()) and name not in listed:
-            report.findings.append(Finding("file", name, f"{path}: the manifest does not list this file"))
+    if isinstance(folder, StorePath):
+        listed.add(CLAIM)  # whoever was killed just after the commit left it
+    for name in files_below(folder):
+        if name not in listed:
+            report.findings.append(Finding("file", name, f"{folder / name}: the manifest does not list this file"))
     return unreadable
 
 
-def _check_meaning(checkpoint: Checkpoint, report: Report, bad: set[str]) -> None:
+def check_meaning(checkpoint: Checkpoint, report: Report, bad: set[str]) -> None:
     """Find what contradicts the configuration: names and shapes, the tokenizer, the trainer's state.
 
     Files that are `bad` are not read again: what is wrong with them was said.
@@ -193,7 +199,7 @@ def _check_names(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[Findin
                 yield Finding("dtype", where, f"{where}: {tensor.dtype}, not floating point")
 
 
-def _check_tokenizer(folder: Path, config: ModelConfig) -> Iterator[Finding]:
+def _check_tokenizer(folder: Place, config: ModelConfig) -> Iterator[Finding]:
     from neoxkit.convert.tokenizer import check_vocabulary
 
     try:
@@ -224,12 +230,12 @@ def _check_trainer(state: object, manifest: Manifest) -> Iterator[str]:
     yield from (f"{count} groups of parameters have {name}" for name, count in counts.items() if count > 1)
 
 
-def _verify_foreign(path: Path) -> Report:
-    """Check a foreign model, as far as it can be: opening it compares names and shapes with its configuration."""
-    source = open_foreign(path)
+def _verify_foreign(path: Place, source: Foreign) -> Report:
+    """Check a foreign model, as far as it can be: opening it compared names and shapes with its configuration."""
     report = Report(path, files=len(source.files.paths), bytes=source.files.bytes)
     report.notes.append(f"{path}: a foreign model has no checksums; altered numbers that are finite go unseen")
-    report.findings += _check_tokenizer(path, source.config)
+    if source.tokenizer is not None:
+        report.findings += _check_tokenizer(source.tokenizer, source.config)
     with progress("verify", report.bytes) as bar:
         for name in source.names():
             report.findings += read_numbers(source, name, bar)

@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import re
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from neoxkit.checkpoint.dtypes import TORCH, empty, name_of
-from neoxkit.checkpoint.raw_io import InputFile
+from neoxkit.checkpoint.dtypes import TORCH, empty
+from neoxkit.checkpoint.raw_io import InputFile, open_input
 from neoxkit.checkpoint.safetensors_file import Entry, read_header
+from neoxkit.checkpoint.store import Place as AnyPlace
+from neoxkit.checkpoint.store import StorePath
+from neoxkit.convert.pickles.storage import Files, Stored
+from neoxkit.convert.pickles.torch_file import read_objects
 from neoxkit.convert.weight_names import SINGLE
 from neoxkit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from neoxkit.checkpoint.store_input import StoreFile
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a tensor lies and what it is."""
 
-    file: Path
+    file: AnyPlace
     dtype: str
     shape: tuple[int, ...]
-    entry: Entry | None = None  # None: in a pickle
+    held: Entry | Stored  # in a safetensors file, or in one of torch.save
+
+    @property
+    def bytes(self) -> int:
+        """Of its elements."""
+        return self.held.last - self.held.first if isinstance(self.held, Entry) else self.held.bytes
 
 
 class WeightFiles:
@@ -40,11 +47,11 @@ class WeightFiles:
     file, for a missing, damaged or contradictory one.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str] = SINGLE) -> None:
+    def __init__(self, folder: AnyPlace, names: Sequence[str] = SINGLE) -> None:
         self.folder = folder
         self._names = names
-        self._pickles: dict[Path, Mapping[str, Tensor]] = {}
-        self._open: dict[Path, InputFile] = {}
+        self._open: dict[AnyPlace, InputFile | StoreFile] = {}
+        self._pickles = Files()
         self.places: dict[str, Place] = {}
         for file, keys in self._listed():
             found = dict(self._places(file))
@@ -60,7 +67,7 @@ class WeightFiles:
                     )
                 self.places[key] = found[key]
 
-    def _listed(self) -> Iterator[tuple[Path, list[str] | None]]:
+    def _listed(self) -> Iterator[tuple[AnyPlace, list[str] | None]]:
         """Each file, and the keys that an index gives it (None: all it holds)."""
         for name in self._names:
             index = self.folder / f"{name}.index.json"
@@ -81,7 +88,7 @@ class WeightFiles:
             "choose a model's folder",
         )
 
-    def _indexed(self, index: Path) -> dict[str, list[str]]:
+    def _indexed(self, index: AnyPlace) -> dict[str, list[str]]:
         """The keys of each file that an index names."""
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -95,36 +102,25 @@ class WeightFiles:
                 raise CheckpointError(f"{index}: {name!r} names no file in the folder", "do not trust this model")
         return by_file
 
-    def _places(self, file: Path) -> Iterator[tuple[str, Place]]:
+    def _places(self, file: AnyPlace) -> Iterator[tuple[str, Place]]:
         if file.suffix == ".safetensors":
             for key, entry in read_header(file).entries.items():
                 if entry.dtype not in TORCH:
                     raise CheckpointError(f"{file}: tensor {key!r} is {entry.dtype}", "torch has no such dtype")
                 yield key, Place(file, entry.dtype, entry.shape, entry)
         else:
-            for key, value in self._pickle(file).items():
-                yield key, Place(file, name_of(value.dtype), tuple(value.shape))
-
-    def _pickle(self, file: Path) -> Mapping[str, Tensor]:
-        """The tensors of a `.bin`, mapped and not read; a pickle that asks for code is refused."""
-        if file not in self._pickles:
-            loaded = _load_pickle(file)
-            if not isinstance(loaded, dict) or not all(map(_is_named_tensor, loaded.items())):
-                raise CheckpointError(f"{file}: not a mapping of names to tensors", "choose a model's weights")
-            self._pickles[file] = loaded
-        return self._pickles[file]
+            for key, value in _named_tensors(file).items():
+                yield key, Place(file, value.dtype, value.shape, value)
 
     @property
-    def paths(self) -> list[Path]:
+    def paths(self) -> list[AnyPlace]:
         """The files that hold tensors."""
         return sorted({place.file for place in self.places.values()})
 
     @cached_property
     def bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(
-            p.entry.last - p.entry.first if p.entry else self._pickle(p.file)[k].nbytes for k, p in self.places.items()
-        )
+        return sum(place.bytes for place in self.places.values())
 
     def read(self, key: str, rows: tuple[int, int] | None = None) -> Tensor:
         """A tensor, or `rows` of its dimension 0, in memory of its own.
@@ -132,18 +128,16 @@ class WeightFiles:
         Raises CheckpointError when the file has become shorter than its header says.
         """
         place = self.places[key]
-        if place.entry is None:
-            value = self._pickle(place.file)[key]
-            part = value.detach() if rows is None else value.detach()[rows[0] : rows[1]]
-            return part.clone(memory_format=torch.contiguous_format)
-        shape, first = place.shape, place.entry.first
+        if isinstance(place.held, Stored):
+            return self._pickles.read(place.held, rows)
+        shape, first = place.shape, place.held.first
         if rows is not None:
-            row = (place.entry.last - first) // shape[0]
+            row = (place.held.last - first) // shape[0]
             shape, first = (rows[1] - rows[0], *shape[1:]), first + rows[0] * row
         value, octets = empty(shape, place.dtype)
         try:
             if place.file not in self._open:
-                self._open[place.file] = InputFile(place.file, links=True)
+                self._open[place.file] = open_input(place.file, links=True)
             whole = self._open[place.file].read(octets, first)
         except OSError as error:
             raise CheckpointError(f"{place.file}: {error.strerror}", "check the disk") from error
@@ -156,35 +150,20 @@ class WeightFiles:
         for file in self._open.values():
             file.close()
         self._open.clear()
-        self._pickles.clear()
+        self._pickles.close()
 
 
-def _is_named_tensor(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
-
-
-def _load_pickle(file: Path) -> Any:
-    """What a `.bin` holds, by torch's reader which builds tensors and plain containers and runs nothing else.
-
-    Raises CheckpointError, naming what the file asks for, when it asks for more.
-    """
-    damaged = "not a file of torch tensors, or damaged"
-    try:
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            return torch.load(file, map_location="cpu", weights_only=True)  # before torch 1.6: no zip, no mmap
-    except OSError as error:
-        raise CheckpointError(f"{file}: {error.strerror}", "fetch it again") from error
-    except pickle.UnpicklingError as error:
-        if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise CheckpointError(f"{file}: asks to run {asked[1]}: refused", "do not trust this file") from error
-        raise CheckpointError(f"{file}: {damaged}", "fetch it again") from error
-    except _DAMAGE as error:
-        raise CheckpointError(f"{file}: {damaged}", "fetch it again") from error
-
-
-_DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, struct.error)
-"""What torch's reader has been seen to raise for bytes that are no pickle of tensors."""
+def _named_tensors(file: AnyPlace) -> dict[str, Stored]:
+    """The tensors of a file of torch.save that holds nothing else. Raises CheckpointError for another."""
+    if isinstance(file, StorePath):
+        what = "a file of torch.save, which is read from a disk only"
+        raise CheckpointError(f"{file}: {what}", "copy the folder to a disk first")
+    found = read_objects(file)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: not a mapping of names to tensors", "choose a model's weights")
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, Stored):
+            raise CheckpointError(
+                f"{file}: not a mapping of names to tensors: {key!r} is none", "choose a model's weights"
+            )
+    return found

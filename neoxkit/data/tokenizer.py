@@ -15,6 +15,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from neoxkit.checkpoint.store import Place, place
 from neoxkit.errors import DataError
 
 FILE = "tokenizer.json"
@@ -59,8 +60,8 @@ class Tokenizer:
     Raises DataError when there is no such file, it is not a tokenizer, or a token that is named is unknown.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        given = Path(path)
+    def __init__(self, path: str | Place) -> None:
+        given = place(path)
         self.path = given / FILE if given.is_dir() else given
         if not self.path.is_file():
             raise DataError(f"{given}: no tokenizer.json", "give a tokenizer.json, or a folder with one")
@@ -122,7 +123,7 @@ class Tokenizer:
         return None if token is None else self.id(token)
 
 
-def tokenizer_contents(folder: Path) -> dict[str, bytes]:
+def tokenizer_contents(folder: Place) -> dict[str, bytes]:
     """The contents of the files of a folder that belong to the tokenizer, by name."""
     return {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}
 
@@ -132,11 +133,11 @@ def fingerprint_of(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
-def _load(path: Path, content: bytes) -> tokenizers.Tokenizer:
+def _load(path: Place, content: bytes) -> tokenizers.Tokenizer:
     wrong = f"{path} is not a tokenizer"
     try:
         parsed = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{wrong}: {error}", "give a tokenizer.json as Hugging Face writes it") from None
     if not isinstance(parsed, dict) or "model" not in parsed:
         raise DataError(f'{wrong}: it has no "model"', "give a tokenizer.json as Hugging Face writes it")
@@ -146,7 +147,7 @@ def _load(path: Path, content: bytes) -> tokenizers.Tokenizer:
         raise DataError(f"{wrong}: {error}", "give a tokenizer.json as Hugging Face writes it") from error
 
 
-def _special(folder: Path) -> dict[str, str]:
+def _special(folder: Place) -> dict[str, str]:
     """The special tokens that the files of a folder name: {"eos_token": "</s>", ...}."""
     found: dict[str, str] = {}
     for name in (SPECIAL, CONFIG):
@@ -155,7 +156,8 @@ def _special(folder: Path) -> dict[str, str]:
             continue
         try:
             content: Any = json.loads(path.read_bytes())
-        except ValueError as error:
+            json.dumps(content, ensure_ascii=False).encode()  # half a character could not be looked up
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not JSON: {error}", "mend or remove it") from None
         if not isinstance(content, dict):
             raise DataError(f"{path} is not a JSON object", "mend or remove it")
@@ -197,8 +199,11 @@ def train_bpe(texts: Iterable[str], vocab: int, folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_max_length": int(1e30),  # what transformers writes for "no limit"
     }
+    tree = json.loads(tokenizer.to_str())
+    # "a b", not ["a", "b"]: every release of tokenizers reads it, 0.19 (transformers 4.40 to 4.44) nothing else.
+    tree["model"]["merges"] = [" ".join(pair) for pair in tree["model"]["merges"]]
     folder.mkdir()
-    (folder / FILE).write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / SPECIAL).write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
 

@@ -68,7 +68,7 @@ def perplexity(
         ids, labels = (torch.tensor([row[side] + [0] * (longest - len(row[0])) for row in rows]) for side in (0, 1))
         mask = torch.tensor([[1.0] * len(row[0]) + [0.0] * (longest - len(row[0])) for row in rows])
         hidden = model.hidden(ids.to(device)).flatten(0, 1)
-        total, count = cross_entropy(hidden, model.head.weight, labels.flatten().to(device), mask.flatten().to(device))
+        total, count = cross_entropy(hidden, model.head, labels.flatten().to(device), mask.flatten().to(device))
         nats += total.item()
         progress.advance(int(count.item()))
     return Perplexity(nats, sum(len(ids) for ids, _ in texts), sum(size for _, size in texts))

@@ -7,6 +7,7 @@ from typing import Any
 
 from neoxkit.errors import ConversionError
 from neoxkit.families.bloom import BLOOM
+from neoxkit.families.falcon import FALCON
 from neoxkit.families.gpt2 import GPT2
 from neoxkit.families.gpt_neox import GPT_NEOX
 from neoxkit.families.llama import LLAMA
@@ -19,7 +20,7 @@ from neoxkit.families.qwen3 import QWEN3
 from neoxkit.families.schema import Family
 from neoxkit.families.stablelm import STABLELM
 
-_KNOWN = (GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, STABLELM, GPT2, OLMO2, MPT, BLOOM)
+_KNOWN = (GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, STABLELM, GPT2, OLMO2, MPT, BLOOM, FALCON)
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _KNOWN}
 

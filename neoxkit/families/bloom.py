@@ -42,6 +42,7 @@ def four_widths(theirs: Mapping[str, Any]) -> int | None:
 
 BLOOM = Family(
     name="bloom",
+    title="BLOOM",
     architecture="BloomForCausalLM",
     model_type="bloom",
     fields=(

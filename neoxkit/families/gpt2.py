@@ -39,6 +39,7 @@ def four_widths(theirs: Mapping[str, Any]) -> int | None:
 
 GPT2 = Family(
     name="gpt2",
+    title="GPT-2",
     architecture="GPT2LMHeadModel",
     model_type="gpt2",
     fields=(
@@ -92,4 +93,5 @@ GPT2 = Family(
         "task_specific_params",
     },
     buffers=(r"\.attn\.(masked_)?bias$",),
+    beside={"n_ctx": lambda c: c.context},  # llama.cpp asks for it
 )

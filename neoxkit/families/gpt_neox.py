@@ -40,6 +40,7 @@ def rules(c: ModelConfig) -> Iterator[Rule]:
 
 GPT_NEOX = Family(
     name="gpt_neox",
+    title="GPT-NeoX",
     architecture="GPTNeoXForCausalLM",
     model_type="gpt_neox",
     fields=(

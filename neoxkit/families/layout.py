@@ -39,29 +39,34 @@ class Same:
 
 @dataclass(frozen=True)
 class PerHead:
-    """Our n tensors of [heads * D, ...] are one of theirs, [heads, n, D, ...]: for each head q, k, v.
+    """Our tensors lie in one of theirs head by head: for each of `heads`, `parts` of the heads of each of ours.
 
-    Example, 2 heads of 1 row: q = (q0, q1), k and v alike are theirs (q0, k0, v0, q1, k1, v1).
+    Example, 2 heads of 1 row: q = (q0, q1), k and v alike are theirs (q0, k0, v0, q1, k1, v1). With
+    parts (2, 1, 1), where two query heads share a key, theirs are (q0, q1, k0, v0, q2, q3, k1, v1).
     """
 
     heads: int
-    parts: int = 3
+    parts: tuple[int, ...] = (1, 1, 1)
 
     def split(self, theirs: list[Tensor]) -> list[Tensor]:
-        """[heads * parts * D, ...] -> parts tensors of [heads * D, ...]."""
+        """[heads * sum of parts * D, ...] -> one tensor of [heads * part * D, ...] for each part."""
         (fused,) = theirs
-        rows, rest = fused.shape[0], fused.shape[1:]
-        grouped = fused.reshape(self.heads, self.parts, rows // (self.heads * self.parts), *rest)
-        return [grouped[:, part].reshape(rows // self.parts, *rest) for part in range(self.parts)]
+        return [part.reshape(-1, *fused.shape[1:]) for part in self._parts(fused)]
 
     def join(self, ours: list[Tensor]) -> list[Tensor]:
-        """parts tensors of [heads * D, ...] -> [heads * parts * D, ...]."""
-        rows, rest = ours[0].shape[0], ours[0].shape[1:]
+        """One tensor of [heads * part * D, ...] for each part -> [heads * sum of parts * D, ...]."""
         # Filled, not stacked: on the meta device torch.stack imports half of torch's compiler, for a second.
-        grouped = ours[0].new_empty(self.heads, self.parts, rows // self.heads, *rest)
-        for index, part in enumerate(ours):
-            grouped[:, index] = part.reshape(self.heads, rows // self.heads, *rest)
-        return [grouped.reshape(rows * self.parts, *rest)]
+        fused = ours[0].new_empty(sum(part.shape[0] for part in ours), *ours[0].shape[1:])
+        for part, place in zip(ours, self._parts(fused), strict=True):
+            place.copy_(part.reshape(place.shape))
+        return [fused]
+
+    def _parts(self, fused: Tensor) -> list[Tensor]:
+        """Views [heads, part * D, ...]."""
+        grouped = fused.reshape(self.heads, fused.shape[0] // self.heads, *fused.shape[1:])
+        rows = grouped.shape[1] // sum(self.parts)
+        ends = accumulate(self.parts)
+        return [grouped[:, (end - part) * rows : end * rows] for part, end in zip(self.parts, ends, strict=True)]
 
 
 @dataclass(frozen=True)

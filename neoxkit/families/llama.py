@@ -62,6 +62,7 @@ IMPLIES = {
 
 LLAMA = Family(
     name="llama",
+    title="Llama",
     architecture="LlamaForCausalLM",
     model_type="llama",
     fields=(

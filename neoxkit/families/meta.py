@@ -50,6 +50,7 @@ def _head_dim(theirs: Mapping[str, Any]) -> int | None:
 
 META_LLAMA = Family(
     name="llama",
+    title="Llama",
     architecture="",
     model_type="",
     fields=(
@@ -96,6 +97,7 @@ META_LLAMA = Family(
 META_MISTRAL = replace(
     META_LLAMA,
     name="mistral",
+    title="Mistral",
     fields=(*META_LLAMA.fields, Field("mixer.window", ("sliding_window",), default=None, read=read_window)),
     implies={key: value for key, value in META_LLAMA.implies.items() if key != "mixer.window"},
 )

@@ -20,6 +20,7 @@ def caution(c: ModelConfig) -> str | None:
 MISTRAL = replace(
     LLAMA,
     name="mistral",
+    title="Mistral",
     architecture="MistralForCausalLM",
     model_type="mistral",
     fields=(

@@ -45,8 +45,21 @@ def four_widths(theirs: Mapping[str, Any]) -> int | None:
     return 4 * width if type(width) is int else None
 
 
+ATTENTION = {
+    "alibi": True,
+    "alibi_bias_max": 8,
+    "attn_type": "multihead_attention",
+    "attn_uses_sequence_id": False,
+    "clip_qkv": None,
+    "prefix_lm": False,
+    "qk_ln": False,
+    "softmax_scale": None,
+}
+"""What their attention can do, and neoxkit does one way."""
+
 MPT = Family(
     name="mpt",
+    title="MPT",
     architecture="MptForCausalLM",
     model_type="mpt",
     fields=(
@@ -81,14 +94,7 @@ MPT = Family(
         "mlp.bias": False,
     },
     fixed={
-        "attn_config.alibi": True,
-        "attn_config.alibi_bias_max": 8,
-        "attn_config.attn_type": "multihead_attention",
-        "attn_config.attn_uses_sequence_id": False,
-        "attn_config.clip_qkv": None,
-        "attn_config.prefix_lm": False,
-        "attn_config.qk_ln": False,
-        "attn_config.softmax_scale": None,
+        **{f"attn_config.{key}": value for key, value in ATTENTION.items()},
         "expansion_ratio": 4,
         "logit_scale": None,
         "no_bias": True,
@@ -105,4 +111,6 @@ MPT = Family(
         "tokenizer_name",
         "verbose",
     },
+    # llama.cpp knows the class by the name that the models' authors gave it, and asks for its attention.
+    beside={"architectures": ["MPTForCausalLM"], "attn_config": ATTENTION},
 )

@@ -32,6 +32,7 @@ def rules(c: ModelConfig) -> Iterator[Rule]:
 OLMO2 = replace(
     LLAMA,
     name="olmo2",
+    title="OLMo 2",
     architecture="Olmo2ForCausalLM",
     model_type="olmo2",
     fields=(

@@ -40,14 +40,18 @@ def rules(c: ModelConfig) -> Iterator[Rule]:
 
 
 def caution(c: ModelConfig) -> str | None:
-    """Releases before 4.50 rotate whole heads whatever the configuration says."""
+    """What releases before 4.46 and 4.50 do otherwise, without a word."""
+    found = []
+    if c.mixer.window is not None:
+        found.append("transformers before 4.46 computes the window of Phi-3 models otherwise")
     if isinstance(c.position, Rotary) and c.position.fraction != 1:
-        return "transformers before 4.50 rotates whole heads of Phi-3 models"
-    return None
+        found.append("transformers before 4.50 rotates whole heads of Phi-3 models")
+    return "; ".join(found) or None
 
 
 PHI3 = Family(
     name="phi3",
+    title="Phi-3",
     architecture="Phi3ForCausalLM",
     model_type="phi3",
     fields=(

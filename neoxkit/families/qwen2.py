@@ -18,6 +18,7 @@ WINDOW_UNUSED = frozenset({"max_window_layers", "sliding_window"})
 QWEN2 = replace(
     LLAMA,
     name="qwen2",
+    title="Qwen 2",
     architecture="Qwen2ForCausalLM",
     model_type="qwen2",
     fields=(*DENSE, *token_fields(bos=None, eos=None), RMS_EPS, HEAD_DIM, kv_heads(32), UNWINDOWED),

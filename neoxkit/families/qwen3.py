@@ -23,6 +23,7 @@ def rules(c: ModelConfig) -> Iterator[Rule]:
 QWEN3 = replace(
     LLAMA,
     name="qwen3",
+    title="Qwen 3",
     architecture="Qwen3ForCausalLM",
     model_type="qwen3",
     fields=(

@@ -65,17 +65,20 @@ class Rule:
 class Family:
     """How a configuration and its tensors are spelled elsewhere.
 
-    `implies` are values of our configuration that the family's architecture fixes (or functions of
-    the configuration); a model which differs cannot be exported as this family. `fixed` are their keys
-    (dotted paths) for mathematics that we do only one way, with the value that asks for it, which is also
-    what an absent key means: another value is refused. `passive` are their keys that say nothing about
-    the network. `buffers` are regular expressions of tensors in their
-    files which hold no weights. `tokenizer_class` is the classic class that every release of
-    transformers knows. `caution` says, of a model that it spells, what a supported release would get
+    `title` is what people call it. `implies` are values of our configuration that the family's
+    architecture fixes (or functions of the configuration); a model which differs cannot be exported as
+    this family. `fixed` are their keys (dotted paths) for mathematics that we do only one way, with the
+    value that asks for it, which is also what an absent key means: another value is refused. `passive`
+    are their keys that say nothing about the network. `buffers` are regular expressions of tensors in
+    their files which hold no weights. `tokenizer_class` is the classic class that every release of
+    transformers knows. `beside` are keys that only other programs look at, or that are written otherwise
+    than they are read, with their values (or functions of the configuration): written, never read.
+    `caution` says, of a model that it spells, what a supported release would get
     wrong; None when nothing.
     """
 
     name: str
+    title: str
     architecture: str
     model_type: str
     fields: tuple[Field, ...]
@@ -85,6 +88,7 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
     tokenizer_class: str = "PreTrainedTokenizerFast"
+    beside: Mapping[str, Any] = field(default_factory=dict)
     caution: Callable[[ModelConfig], str | None] = no_caution
 
 

@@ -10,35 +10,9 @@ from pydantic import ValidationError
 
 from neoxkit.config.model import ModelConfig
 from neoxkit.errors import ConversionError
+from neoxkit.families.fit import unfit
 from neoxkit.families.schema import REQUIRED, Family, Field, Required
-
-
-class Absent:
-    """What a path that is not there holds."""
-
-
-ABSENT = Absent()
-
-
-def lookup(tree: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, or ABSENT."""
-    here: Any = tree
-    for key in path.split("."):
-        if not isinstance(here, Mapping) or key not in here:
-            return ABSENT
-        here = here[key]
-    return here
-
-
-def place(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Put a value at a dotted path; a mapping is merged into a mapping that is there."""
-    *parents, last = path.split(".")
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    if isinstance(value, dict) and isinstance(tree.get(last), dict):
-        tree[last].update(value)
-    else:
-        tree[last] = dict(value) if isinstance(value, dict) else value
+from neoxkit.families.tree import ABSENT, lookup, place
 
 
 def read_config(family: Family, theirs: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -124,41 +98,23 @@ def _read_field(fields: list[Field], theirs: Mapping[str, Any], where: str) -> A
     return default(theirs) if callable(default) else default
 
 
-def unfit(family: Family, config: ModelConfig) -> list[str]:
-    """Why a model cannot be spelled as this family, one reason each; empty when it can."""
-    ours = config.model_dump(mode="json")
-    reasons = []
-    for path, value in family.implies.items():
-        wanted = value(config) if callable(value) else value
-        given = lookup(ours, path)
-        if given is not ABSENT and given != wanted:
-            reasons.append(f"{path} is {_spelled(given)}, {family.name} has {_spelled(wanted)}")
-    written: dict[str, tuple[str, Any]] = {}
-    for field in family.fields:
-        given = lookup(ours, field.ours)
-        for path in field.theirs:
-            other, before = written.setdefault(path, (field.ours, given))
-            if other != field.ours and before != given:
-                reasons.append(
-                    f"{other} is {_spelled(before)} and {field.ours} is {_spelled(given)}, "
-                    f"{family.name} has one {path} for both"
-                )
-    return reasons
-
-
 def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
     """Their configuration from ours, in every spelling that a supported release reads.
 
     Raises ConversionError with each reason when the model does not fit.
     """
     if reasons := unfit(family, config):
-        raise ConversionError(f"the model does not fit {family.name}: {'; '.join(reasons)}", "export as another family")
+        raise ConversionError(
+            f"the model does not fit {family.title}: {'; '.join(reasons)}", "export as another family"
+        )
     ours = config.model_dump(mode="json")
     theirs: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
     for field in family.fields:
         value = lookup(ours, field.ours)
         for path in field.theirs:
             place(theirs, path, field.write(None if value is ABSENT else value))
+    for path, value in family.beside.items():
+        place(theirs, path, value(config) if callable(value) else value)
     return theirs
 
 

@@ -34,6 +34,7 @@ def rules(c: ModelConfig) -> Iterator[Rule]:
 
 STABLELM = Family(
     name="stablelm",
+    title="StableLM",
     architecture="StableLmForCausalLM",
     model_type="stablelm",
     fields=(

@@ -15,6 +15,7 @@ from neoxkit.nn.kernels import attend, distance_bias, visible
 from neoxkit.nn.norm import RMSNorm, WideRMSNorm
 from neoxkit.nn.position import Rotation, alibi_slopes, rotate, rotation
 from neoxkit.nn.state import LayerState
+from neoxkit.parallel.division import UNDIVIDED, Division
 from neoxkit.parallel.layers import Column, Row
 
 
@@ -28,9 +29,16 @@ class Context(NamedTuple):
 
 
 def build_context(
-    config: ModelConfig, positions: Tensor, segments: Tensor | None, dtype: torch.dtype, stateful: bool
+    config: ModelConfig,
+    positions: Tensor,
+    segments: Tensor | None,
+    dtype: torch.dtype,
+    stateful: bool,
+    heads: slice = slice(None),
 ) -> Context:
     """The shared part of a pass over tokens at `positions` [B or 1, T] with `segments` [B, T] or None.
+
+    `heads` are those query heads that are computed here.
 
     Without a state, tokens see those before them in the row, though their positions may restart with
     each segment; with one, a token's position is its place and there are no segments. The mask is
@@ -49,37 +57,40 @@ def build_context(
     slots = torch.arange(last + 1, device=positions.device)[None]
     mask = visible(places, slots, window, None if segments is None else (segments, segments))
     if alibi:
-        slopes = torch.tensor(alibi_slopes(config.mixer.heads), device=positions.device)
+        slopes = torch.tensor(alibi_slopes(config.mixer.heads)[heads], device=positions.device)
         mask = distance_bias(places, slots, slopes).masked_fill(~mask, float("-inf")).to(dtype)
     return Context(turn, mask, positions, last)
 
 
-def build_head_norm(config: ModelConfig, name: str, heads: int) -> RMSNorm | None:
+def build_head_norm(config: ModelConfig, name: str, heads: int, division: Division) -> RMSNorm | WideRMSNorm | None:
     """The norm of queries or keys [..., heads, D], if there is one: of each head, or of all together."""
     if not config.mixer.qk_norm:
         return None
     if config.mixer.qk_norm_span == "all":
-        return WideRMSNorm(name, heads * config.mixer.head_dim, config.norm.eps)
-    return RMSNorm(name, config.mixer.head_dim, config.norm.eps)
+        return WideRMSNorm(name, heads, config.mixer.head_dim, config.norm.eps, division)
+    return RMSNorm(name, config.mixer.head_dim, config.norm.eps, division.inside, division)
 
 
 class GroupedQueryAttention(nn.Module):
     """Holds `{name}.q`, `.k`, `.v` as one fused matrix, and `{name}.o`."""
 
-    def __init__(self, config: ModelConfig, name: str) -> None:
+    def __init__(self, config: ModelConfig, name: str, division: Division = UNDIVIDED) -> None:
         super().__init__()
         mixer = config.mixer
-        self.heads, self.kv_heads, self.head_dim = mixer.heads, mixer.kv_heads, mixer.head_dim
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.qkv = Column({f"{name}.q": q, f"{name}.k": kv, f"{name}.v": kv}, config.width, self.head_dim, mixer.bias)
-        self.o = Row(f"{name}.o", q, config.width, self.head_dim, mixer.out_bias)
-        self.q_norm = build_head_norm(config, f"{name}.q_norm", self.heads)
-        self.k_norm = build_head_norm(config, f"{name}.k_norm", self.kv_heads)
+        self.head_dim = mixer.head_dim
+        q, kv = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+        outputs = {f"{name}.q": q, f"{name}.k": kv, f"{name}.v": kv}
+        self.qkv = Column(outputs, config.width, mixer.head_dim, mixer.bias, division)
+        self.o = Row(f"{name}.o", q, config.width, mixer.head_dim, mixer.out_bias, division)
+        self.q_norm = build_head_norm(config, f"{name}.q_norm", mixer.heads, division)
+        self.k_norm = build_head_norm(config, f"{name}.k_norm", mixer.kv_heads, division)
+        self.heads, self.kv_heads, _ = (rows // mixer.head_dim for rows in self.qkv.rows)  # those computed here
 
     def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
-        batch, tokens, _ = x.shape
-        heads = self.qkv(x).view(batch, tokens, -1, self.head_dim)
+        fused = self.qkv(x)
+        batch, tokens, _ = fused.shape  # on a divided stream x has fewer tokens
+        heads = fused.view(batch, tokens, -1, self.head_dim)
         q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

@@ -9,18 +9,19 @@ from neoxkit.nn.attention import Context, GroupedQueryAttention
 from neoxkit.nn.mlp import GatedMlp, Mlp
 from neoxkit.nn.norm import build_norm
 from neoxkit.nn.state import LayerState
+from neoxkit.parallel.division import UNDIVIDED, Division
 
 
 class Block(nn.Module):
     """x += attn(norm1 x); x += mlp(norm2 x)."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, division: Division = UNDIVIDED) -> None:
         super().__init__()
         name = f"layers.{layer}"
-        self.norm1 = build_norm(config.norm, f"{name}.norm1", config.width)
-        self.attn = GroupedQueryAttention(config, f"{name}.attn")
-        self.norm2 = build_norm(config.norm, f"{name}.norm2", config.width)
-        self.mlp = (GatedMlp if config.mlp.gated else Mlp)(config, f"{name}.mlp")
+        self.norm1 = build_norm(config.norm, f"{name}.norm1", config.width, division)
+        self.attn = GroupedQueryAttention(config, f"{name}.attn", division)
+        self.norm2 = build_norm(config.norm, f"{name}.norm2", config.width, division)
+        self.mlp = (GatedMlp if config.mlp.gated else Mlp)(config, f"{name}.mlp", division)
 
     def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
@@ -48,12 +49,12 @@ class PostNormBlock(Block):
 class SharedNormBlock(nn.Module):
     """x += attn(norm1 x) + mlp(norm1 x): a parallel residual with one norm for both (GPT-J, StableLM)."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, division: Division = UNDIVIDED) -> None:
         super().__init__()
         name = f"layers.{layer}"
-        self.norm1 = build_norm(config.norm, f"{name}.norm1", config.width)
-        self.attn = GroupedQueryAttention(config, f"{name}.attn")
-        self.mlp = (GatedMlp if config.mlp.gated else Mlp)(config, f"{name}.mlp")
+        self.norm1 = build_norm(config.norm, f"{name}.norm1", config.width, division)
+        self.attn = GroupedQueryAttention(config, f"{name}.attn", division)
+        self.mlp = (GatedMlp if config.mlp.gated else Mlp)(config, f"{name}.mlp", division)
 
     def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
@@ -69,6 +70,6 @@ BLOCKS: dict[str, type[Block] | type[SharedNormBlock]] = {
 }
 
 
-def build_block(config: ModelConfig, layer: int) -> nn.Module:
+def build_block(config: ModelConfig, layer: int, division: Division = UNDIVIDED) -> nn.Module:
     """The layer that the configuration asks for."""
-    return BLOCKS[config.residual](config, layer)
+    return BLOCKS[config.residual](config, layer, division)

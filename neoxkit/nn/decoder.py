@@ -11,21 +11,35 @@ import torch
 from torch import Tensor, nn
 
 from neoxkit.config.model import Learned, ModelConfig
-from neoxkit.nn.attention import build_context
+from neoxkit.mesh import Mesh, holders
+from neoxkit.nn.attention import GroupedQueryAttention, build_context
 from neoxkit.nn.block import build_block
 from neoxkit.nn.norm import build_norm
 from neoxkit.nn.state import State
+from neoxkit.parallel.division import divide
+from neoxkit.parallel.groups import LOCAL, Groups, form
 from neoxkit.parallel.layers import Embed, Head, Held
-from neoxkit.spec import Box, TensorSpec
+from neoxkit.spec import Axis, Box, TensorSpec
 
 
 class Decoder(nn.Module):
     """A decoder-only language model. Its parameters are not initialised: load them, or `nn.init.initialise`."""
 
     def __init__(
-        self, config: ModelConfig, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        config: ModelConfig,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        groups: Groups = LOCAL,
+        sequence_parallel: bool = False,
     ) -> None:
+        """The part of a model that belongs at the place of `groups`. Raises ConfigError where the mesh divides no head.
+
+        With `sequence_parallel` its ranks divide tokens too wherever they do not divide heads or rows:
+        less memory, the same amount sent. It is for training; decoding divides no single token.
+        """
         super().__init__()
+        self.division = divide(groups, sequence_parallel)
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype or before)
         try:
@@ -36,13 +50,17 @@ class Decoder(nn.Module):
 
     def _build(self, config: ModelConfig) -> None:
         self.config = config
-        self.embed = Embed("embed", config.vocab, config.width)
+        division = self.division
+        self.embed = Embed("embed", config.vocab, config.width, division=division)
         learned = isinstance(config.position, Learned)
-        self.position = Embed("position", config.context, config.width, divided=False) if learned else None
-        self.embed_norm = build_norm(config.norm, "embed.norm", config.width) if config.embed_norm else None
-        self.layers = nn.ModuleList(build_block(config, layer) for layer in range(config.depth))
-        self.norm = build_norm(config.norm, "norm", config.width)
-        self.head = Head("head", config.vocab, config.width, self.embed if config.tied else None)
+        self.position = Embed("position", config.context, config.width, False, division) if learned else None
+        self.embed_norm = build_norm(config.norm, "embed.norm", config.width, division) if config.embed_norm else None
+        self.layers = nn.ModuleList(build_block(config, layer, division) for layer in range(config.depth))
+        self.norm = build_norm(config.norm, "norm", config.width, division)
+        self.head = Head("head", config.vocab, config.width, self.embed if config.tied else None, division)
+        index, size = division.at[Axis.TP]
+        here = config.mixer.heads // size
+        self.heads = slice(index * here, (index + 1) * here)
 
     def hidden(
         self,
@@ -62,14 +80,19 @@ class Decoder(nn.Module):
             positions = positions.expand(ids.shape)
         x = self.embed(ids)
         if self.position is not None:
-            x = x + self.position(positions)
+            x = x + self.position(self.division.share(positions))
         if self.embed_norm is not None:
             x = self.embed_norm(x)
-        context = build_context(self.config, positions, segments, x.dtype, state is not None)
+        context = build_context(self.config, positions, segments, x.dtype, state is not None, self.heads)
         for layer, block in enumerate(self.layers):
             x = block(x, context, None if state is None else state.layers[layer])
-        hidden: Tensor = self.norm(x)
-        return hidden
+        return self.division.whole(self.norm(x))
+
+    def new_state(self, batch: int, capacity: int) -> State:
+        """An empty state for `batch` texts of at most `capacity` tokens, for the heads that are computed here."""
+        weight, mixer = self.embed.weight, self.layers[0].attn
+        assert isinstance(mixer, GroupedQueryAttention)
+        return State(self.config, batch, capacity, weight.dtype, weight.device, mixer.kv_heads)
 
     def forward(
         self,
@@ -81,6 +104,13 @@ class Decoder(nn.Module):
         """Logits [B, T, vocab]; arguments as for `hidden`."""
         logits: Tensor = self.head(self.hidden(ids, positions, segments, state))
         return logits
+
+
+def form_groups(config: ModelConfig, mesh: Mesh, device: torch.device | str = "cpu") -> Groups:
+    """The process groups that a model on a mesh needs. Raises as `groups.form` does."""
+    at = mesh.coord()
+    alike = {len(holders(spec, at, Axis.TP)) for spec in specs(config).values() if spec.splits}
+    return form(mesh, device, {mesh.tp // count for count in alike})
 
 
 def specs(config: ModelConfig) -> dict[str, TensorSpec]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from neoxkit.parallel.collectives import highest, summed
+from neoxkit.parallel.layers import Head
+
 SLICE_ELEMENTS = 2**22
 """Logits that exist at a time: 16 MB in fp32, which a CPU's cache holds while they are used."""
 
@@ -66,15 +69,74 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         return hidden_grad * scale, weight_grad * scale, None, None
 
 
-def cross_entropy(
-    hidden: Tensor, head_weight: Tensor, labels: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+class _DividedCrossEntropy(torch.autograd.Function):
+    """The same where each rank of a group has the rows [first, stop) of the head's weight, and perhaps padding.
+
+    Logits are never gathered: for each token the largest logit, the sum of exponentials and the
+    label's logit go round, 12 bytes. The gradient of `hidden` is this rank's part of a sum.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, mask, here, group):  # type: ignore[no-untyped-def, override]
+        (first_row, stop_row), tokens, vocab = here, len(hidden), len(weight)
+        assert tokens, "a loss of no tokens has no gradient"
+        needs = any(ctx.needs_input_grad[:2])
+        size = max(1, min(tokens, SLICE_ELEMENTS // vocab))
+        product = hidden.new_empty(size, vocab)
+        chance = product.new_empty(size, vocab, dtype=torch.float32)
+        total = chance.new_zeros(())
+        hidden_grad = torch.empty_like(hidden) if needs else None
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs else None
+        for first in range(0, tokens, size):
+            rows = slice(first, min(first + size, tokens))
+            count = rows.stop - first
+            logits, p, label = product[:count], chance[:count], labels[rows, None] - first_row
+            torch.mm(hidden[rows], weight.t(), out=logits)
+            logits[:, stop_row - first_row :] = float("-inf")
+            mine = (label >= 0) & (label < stop_row - first_row)
+            label = label.masked_fill(~mine, 0)
+            largest = highest(logits.amax(1, keepdim=True).float(), group)
+            torch.sub(logits, largest, out=p)
+            chosen = p.gather(1, label).masked_fill_(~mine, 0)
+            torch.exp(p, out=p)
+            sums, chosen = summed(torch.stack((p.sum(1, keepdim=True), chosen)), group)
+            nats = sums.log() - chosen
+            kept = None if mask is None else mask[rows, None].float()
+            total += nats.sum() if kept is None else (nats * kept).sum()
+            if hidden_grad is None or weight_grad is None:
+                continue
+            p /= sums
+            p.scatter_add_(1, label, mine.to(p.dtype).neg_())
+            if kept is not None:
+                p *= kept
+            grad = p if logits.dtype == p.dtype else logits.copy_(p)
+            torch.mm(grad, weight, out=hidden_grad[rows])
+            if grad.dtype == torch.float32:
+                weight_grad.addmm_(grad.t(), hidden[rows])
+            else:
+                weight_grad.add_(torch.mm(grad.t(), hidden[rows]))
+        if weight_grad is not None:
+            ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx, scale: Tensor):  # type: ignore[no-untyped-def, override]
+        hidden_grad, weight_grad = ctx.saved_tensors
+        return hidden_grad * scale, weight_grad * scale, None, None, None, None
+
+
+def cross_entropy(hidden: Tensor, head: Head, labels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The summed cross entropy in nats, fp32, and the number of tokens it counts.
 
-    `hidden` [N, width] and `head_weight` [V, width] give the logits; `labels` [N] are token ids and
-    `mask` [N], 0 or 1, says which count. Divide by the count of the whole batch, over all
-    micro-batches, so that uneven masks do not change the gradient.
+    `hidden` [N, width] and the head's weight [V, width] give the logits; `labels` [N] are token ids
+    and `mask` [N], 0 or 1, says which count. Divide by the count of the whole batch, over all
+    micro-batches, so that uneven masks do not change the gradient. Every rank of a divided head has
+    the same result.
     """
-    total: Tensor = _SlicedCrossEntropy.apply(hidden, head_weight, labels, mask)
+    if (group := head.division.tp) is None:
+        total: Tensor = _SlicedCrossEntropy.apply(hidden, head.weight, labels, mask)
+    else:
+        hidden = head.division.enter_whole(hidden)
+        total = _DividedCrossEntropy.apply(hidden, head.weight, labels, mask, head.here, group)
     count = torch.tensor(len(labels), device=hidden.device) if mask is None else mask.sum()
     return total, count

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoxkit.config.model import ModelConfig
+from neoxkit.parallel.division import UNDIVIDED, Division
 from neoxkit.parallel.layers import Column, Row
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -22,11 +23,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Mlp(nn.Module):
     """down(act(up x)). Holds `{name}.up` and `{name}.down`."""
 
-    def __init__(self, config: ModelConfig, name: str) -> None:
+    def __init__(self, config: ModelConfig, name: str, division: Division = UNDIVIDED) -> None:
         super().__init__()
         mlp = config.mlp
-        self.up = Column({f"{name}.up": mlp.hidden}, config.width, bias=mlp.bias)
-        self.down = Row(f"{name}.down", mlp.hidden, config.width, bias=mlp.bias)
+        self.up = Column({f"{name}.up": mlp.hidden}, config.width, bias=mlp.bias, division=division)
+        self.down = Row(f"{name}.down", mlp.hidden, config.width, bias=mlp.bias, division=division)
         self.activation = ACTIVATIONS[mlp.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,11 +38,12 @@ class Mlp(nn.Module):
 class GatedMlp(nn.Module):
     """down(act(gate x) * up x) (arXiv 2002.05202). Holds `{name}.gate` and `.up` fused, and `.down`."""
 
-    def __init__(self, config: ModelConfig, name: str) -> None:
+    def __init__(self, config: ModelConfig, name: str, division: Division = UNDIVIDED) -> None:
         super().__init__()
         mlp = config.mlp
-        self.gate_up = Column({f"{name}.gate": mlp.hidden, f"{name}.up": mlp.hidden}, config.width, bias=mlp.bias)
-        self.down = Row(f"{name}.down", mlp.hidden, config.width, bias=mlp.bias)
+        both = {f"{name}.gate": mlp.hidden, f"{name}.up": mlp.hidden}
+        self.gate_up = Column(both, config.width, bias=mlp.bias, division=division)
+        self.down = Row(f"{name}.down", mlp.hidden, config.width, bias=mlp.bias, division=division)
         self.activation = ACTIVATIONS[mlp.activation]
 
     def forward(self, x: Tensor) -> Tensor:

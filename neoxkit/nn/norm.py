@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoxkit.config.model import Norm
+from neoxkit.parallel.division import UNDIVIDED, Division
 from neoxkit.parallel.layers import declare
-from neoxkit.spec import Role, TensorSpec
+from neoxkit.spec import Axis, Role, Split, TensorSpec
 
 
 class LayerNorm(nn.Module):
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension (arXiv 1607.06450)."""
 
-    def __init__(self, name: str, width: int, eps: float, bias: bool) -> None:
+    def __init__(self, name: str, width: int, eps: float, bias: bool, sums: Sequence[Axis], division: Division) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = declare([TensorSpec(f"{name}.weight", (width,), role=Role.NORM)])
-        self.bias = declare([TensorSpec(f"{name}.bias", (width,), role=Role.BIAS)]) if bias else None
+        self.weight = declare([TensorSpec(f"{name}.weight", (width,), role=Role.NORM)], division, sums=sums)
+        added = TensorSpec(f"{name}.bias", (width,), role=Role.BIAS)
+        self.bias = declare([added], division, sums=sums) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
@@ -31,26 +35,34 @@ class RMSNorm(nn.Module):
     applied, as the published Llama weights were trained.
     """
 
-    def __init__(self, name: str, width: int, eps: float) -> None:
+    def __init__(self, name: str, width: int, eps: float, sums: Sequence[Axis], division: Division) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = declare([TensorSpec(f"{name}.weight", (width,), role=Role.NORM)])
+        self.weight = declare([TensorSpec(f"{name}.weight", (width,), role=Role.NORM)], division, sums=sums)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
         return self.weight * F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
 
 
-class WideRMSNorm(RMSNorm):
-    """RMSNorm over the last two dimensions together: all heads of a token."""
+class WideRMSNorm(nn.Module):
+    """RMSNorm over the last two dimensions together: all heads of a token, which tensor parallelism divides."""
+
+    def __init__(self, name: str, heads: int, head_dim: int, eps: float, division: Division) -> None:
+        super().__init__()
+        self.eps = eps
+        split = (Split(0, Axis.TP, head_dim),)
+        self.weight = declare([TensorSpec(f"{name}.weight", (heads * head_dim,), split, Role.NORM)], division)
+        self.normalise = division.rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H, D] -> [..., H, D]."""
-        return super().forward(x.flatten(-2)).view_as(x)
+        flat = x.flatten(-2).float()
+        return (self.weight * self.normalise(flat, self.weight.shape, None, self.eps).to(x.dtype)).view_as(x)
 
 
-def build_norm(config: Norm, name: str, width: int) -> nn.Module:
-    """The norm that the configuration asks for, holding `{name}.weight` and perhaps `{name}.bias`."""
+def build_norm(config: Norm, name: str, width: int, division: Division = UNDIVIDED) -> nn.Module:
+    """The norm of the stream that the configuration asks for, holding `{name}.weight` and perhaps `.bias`."""
     if config.kind == "rms":
-        return RMSNorm(name, width, config.eps)
-    return LayerNorm(name, width, config.eps, config.bias)
+        return RMSNorm(name, width, config.eps, division.stream, division)
+    return LayerNorm(name, width, config.eps, config.bias, division.stream, division)

@@ -15,9 +15,15 @@ class LayerState:
     """Keys and values of one layer, [B, C, G, D]; the token at position p lies in slot p."""
 
     def __init__(
-        self, batch: int, capacity: int, config: ModelConfig, dtype: torch.dtype, device: torch.device
+        self,
+        batch: int,
+        capacity: int,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        kv_heads: int | None = None,
     ) -> None:
-        shape = (batch, capacity, config.mixer.kv_heads, config.mixer.head_dim)
+        shape = (batch, capacity, kv_heads or config.mixer.kv_heads, config.mixer.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
@@ -43,7 +49,9 @@ class State:
         capacity: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
+        kv_heads: int | None = None,
     ) -> None:
+        """Empty; `kv_heads` are those that this process computes, all unless given."""
         where = device or torch.device("cpu")
         self.capacity = capacity
-        self.layers = [LayerState(batch, capacity, config, dtype, where) for _ in range(config.depth)]
+        self.layers = [LayerState(batch, capacity, config, dtype, where, kv_heads) for _ in range(config.depth)]

@@ -8,7 +8,6 @@ import torch
 
 from neoxkit.errors import NeoxkitError
 from neoxkit.nn.decoder import Decoder
-from neoxkit.nn.state import State
 from neoxkit.serve.sampler import Sampling, sample
 
 
@@ -42,7 +41,7 @@ def _tokens(
     """What `continuation` gives, of a prompt that was checked."""
     config, weight = model.config, model.embed.weight
     capacity = min(config.context, len(prompt) + most)
-    state = State(config, 1, capacity, weight.dtype, weight.device)
+    state = model.new_state(1, capacity)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.tensor([list(prompt)], device=weight.device)
     done = 0

@@ -6,10 +6,10 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from neoxkit.checkpoint.store import Place
 from neoxkit.config.run import RunConfig
 from neoxkit.data.batch import Batch, collate
 from neoxkit.data.indexed import IndexedFile
@@ -104,7 +104,7 @@ class Feed:
         return nats / math.log(2) * known.tokens / known.bytes if known and known.bytes else None
 
 
-def check_tokens(config: RunConfig, where: str | Path | None, fingerprint: str | None) -> None:
+def check_tokens(config: RunConfig, where: str | Place | None, fingerprint: str | None) -> None:
     """Raise DataError unless the model, its tokenizer and the tokens speak of the same vocabulary.
 
     The tokenizer is told by its fingerprint and where it is; None, None when there is none. The

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from neoxkit.checkpoint.store import Place
 from neoxkit.config.run import RunConfig
 from neoxkit.families import by_name
 from neoxkit.log import note
@@ -23,7 +23,7 @@ from neoxkit.train.origin import Chosen, Origin, choose_tokenizer, inherit, orig
 from neoxkit.train.plain import PlainEngine, TrainingError
 from neoxkit.train.precision import choose_precision
 from neoxkit.train.resume import Past, Position, check_data, settle
-from neoxkit.train.saver import Saver, alone_in, restore
+from neoxkit.train.saver import Saver, alone_in, restore, run_folder
 from neoxkit.train.schedule import rate_of
 
 
@@ -31,7 +31,7 @@ from neoxkit.train.schedule import rate_of
 class Outcome:
     """How a run ended: its newest checkpoint, how far it is, and 128 + the signal that stopped it, or 0."""
 
-    checkpoint: Path
+    checkpoint: Place
     position: Position
     code: int
 
@@ -46,7 +46,7 @@ def train(config: RunConfig, given: Mapping[str, Any]) -> Outcome:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
-    folder = Path(config.save.folder)
+    folder = run_folder(config.save.folder)
     with Interrupt() as interrupt, alone_in(folder):
         origin = origin_of(config)
         past, at = origin.past, origin.at
@@ -82,12 +82,12 @@ def run(
     Whoever asked for a stop waits for the step and the save, not for an evaluation.
     """
     while True:
-        begun, lr = time.perf_counter(), rate_of(config, at.step)
+        begun, lr = time.perf_counter(), rate_of(config, at.step - at.skipped)
         try:
             report = engine.step(feed.batches(at.samples), lr)
         except TrainingError as error:
             raise TrainingError(f"step {at.step + 1}: {error.cause}", error.remedy) from None
-        at = Position(at.step + 1, at.samples + config.batch.size, at.tokens + report.tokens)
+        at = at.after(config.batch.size, report.tokens)
         seconds = time.perf_counter() - begun
         metrics.step({"step": at.step, **report._asdict(), "lr": lr, "seconds": round(seconds, 6)})
         last = at.step == config.steps
@@ -133,6 +133,12 @@ def open_feed(config: RunConfig, past: Past | None, tokenizer: Chosen) -> Feed:
     if past is None:
         return Feed(config)
     left = (config.steps - past.position.step) * config.batch.size
+    if past.identity is None:
+        note(
+            f"going on with sample {past.position.samples} of data.train: in gpt-neox's own order, if tokens, split, "
+            f"seed, steps and batch are as they were"
+        )
+        return Feed(config, None, past.position.samples + left)
     feed = Feed(config, past.identity.epochs, past.position.samples + left)
     check_data(feed.identity, past)
     before, now = past.identity, feed.identity

@@ -7,7 +7,7 @@ step. torch's fused kernel does the arithmetic: measured on one CPU core at 7.3M
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -33,15 +33,21 @@ def decays(role: Role, config: Optimizer) -> bool:
 class Group:
     """Parameters that share a weight decay: what the model computes with, the fp32 masters, the moments.
 
-    A master is the parameter itself where that is fp32.
+    A master is the parameter itself where that is fp32. `lr_scale` times the learning rate is theirs.
     """
 
     weight_decay: float
+    lr_scale: float = 1.0
     weights: list[Tensor] = field(default_factory=list)
     masters: list[Tensor] = field(default_factory=list)
     exp_avg: list[Tensor] = field(default_factory=list)
     exp_avg_sq: list[Tensor] = field(default_factory=list)
     counts: list[Tensor] = field(default_factory=list)
+
+    def move(self, index: int, other: Group) -> None:
+        """Give a parameter to another group."""
+        for name in ("weights", "masters", *MOMENTS, "counts"):
+            getattr(other, name).append(getattr(self, name).pop(index))
 
 
 class AdamW:
@@ -49,7 +55,7 @@ class AdamW:
 
     def __init__(self, parameters: Iterable[Tensor], config: Optimizer) -> None:
         self.config = config
-        self.groups = (Group(config.weight_decay), Group(0.0))
+        self.groups = [Group(config.weight_decay), Group(0.0)]
         for parameter in parameters:
             decayed = {decays(held.spec.role, config) for held in holdings(parameter)}
             assert len(decayed) == 1, f"{holdings(parameter)[0].spec.name}: fused tensors that decay differently"
@@ -73,6 +79,22 @@ class AdamW:
             for count in group.counts:
                 count.fill_(value)
 
+    def scale(self, scales: Mapping[str, float]) -> None:
+        """Let the tensors of these names learn at so many times the rate, and all others at the rate itself."""
+        for group in list(self.groups):
+            for index in reversed(range(len(group.weights))):
+                found = {float(scales.get(held.spec.name, 1.0)) for held in holdings(group.weights[index])}
+                assert len(found) == 1, "fused tensors that learn at different rates"
+                if (wanted := found.pop()) != group.lr_scale:
+                    group.move(index, self._group(group.weight_decay, wanted))
+
+    def _group(self, weight_decay: float, lr_scale: float) -> Group:
+        for group in self.groups:
+            if (group.weight_decay, group.lr_scale) == (weight_decay, lr_scale):
+                return group
+        self.groups.append(Group(weight_decay, lr_scale))
+        return self.groups[-1]
+
     @torch.no_grad()
     def step(self, gradients: dict[Tensor, Tensor], lr: float, divisor: float) -> None:
         """One step with the gradients (by parameter, fp32) divided by `divisor`, which the kernel does on the way."""
@@ -93,7 +115,7 @@ class AdamW:
                 amsgrad=False,
                 beta1=self.config.betas[0],
                 beta2=self.config.betas[1],
-                lr=lr,
+                lr=lr * group.lr_scale,
                 weight_decay=group.weight_decay,
                 eps=self.config.eps,
                 maximize=False,

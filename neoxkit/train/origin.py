@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neoxkit.checkpoint.reader import Checkpoint
+from neoxkit.checkpoint.store import Place, place
 from neoxkit.config.model import ModelConfig
 from neoxkit.config.run import RunConfig
 from neoxkit.convert.open import Foreign, open_any
@@ -48,7 +49,7 @@ class Origin:
         return [*self.source.manifest.lineage, event], 0
 
     @property
-    def tokenizer(self) -> Path | None:
+    def tokenizer(self) -> Place | None:
         """The folder of the tokenizer that comes with the weights, if one does."""
         weights = self.past.checkpoint if self.past else self.source
         return weights.tokenizer if weights else None
@@ -67,10 +68,12 @@ def origin_of(config: RunConfig) -> Origin:
     another model.
     """
     past = past_of(Path(config.save.folder))
+    if past and past.imported:
+        check_same_model(config.model, past.checkpoint.config, past.checkpoint.path)
     if past or config.load is None:
         return Origin(past)
-    source = open_any(Path(config.load))
-    check_same_model(config.model, source.config, Path(config.load))
+    source = open_any(place(config.load))
+    check_same_model(config.model, source.config, place(config.load))
     return Origin(None, source)
 
 
@@ -81,7 +84,7 @@ def inherit(config: RunConfig, given: Mapping[str, Any], origin: Origin) -> RunC
     inherited when it began.
     """
     if origin.past:
-        begun = origin.past.checkpoint.config if origin.past.resolved.get("load") else None
+        begun = origin.past.checkpoint.config if origin.past.inherits else None
         return config.model_copy(update={"model": _inherited(config.model, given, begun)}) if begun else config
     if origin.source is None:
         return config
@@ -102,7 +105,7 @@ def _inherited(ours: ModelConfig, given: Mapping[str, Any], theirs: ModelConfig)
     return ours.model_copy(update=nodes)
 
 
-def check_same_model(ours: ModelConfig, theirs: ModelConfig, path: Path) -> None:
+def check_same_model(ours: ModelConfig, theirs: ModelConfig, path: Place) -> None:
     """Raise ConfigError, naming the option, when weights are of another model than the configuration's."""
     for key, mine, other in _differences(ours, theirs):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
@@ -135,7 +138,7 @@ class Chosen:
     """A run's tokenizer: the contents of its files by name, where they are from, and its fingerprint."""
 
     contents: Mapping[str, bytes]
-    where: Path | None = None
+    where: Place | None = None
     fingerprint: str | None = None
 
 

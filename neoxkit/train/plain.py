@@ -1,4 +1,4 @@
-"""The plain engine: one process. It is the definition of what every other engine must equal."""
+"""The plain engine: one copy of a model and torch alone. It is what every other engine must equal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from neoxkit.data.batch import Batch
 from neoxkit.errors import CheckpointError, NeoxkitError
 from neoxkit.nn.decoder import Decoder, holdings, pieces
 from neoxkit.nn.init import fill
+from neoxkit.parallel.gradients import total_norm
+from neoxkit.parallel.groups import LOCAL, Groups
 from neoxkit.spec import TensorSpec
 from neoxkit.train.engine import Held, StepReport
 from neoxkit.train.objectives import Objective
 from neoxkit.train.optim import MOMENTS, AdamW
+
+MASTER = "optimizer/master/"
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -30,18 +34,31 @@ class TrainingError(NeoxkitError):
 
 
 class PlainEngine:
-    """Trains a decoder in one process.
+    """Trains a decoder in one process, or in the processes of `groups` which tensor parallelism divides it over.
 
     In fp32 the weights are their own masters. In bf16 the model holds bf16 weights, and the optimiser
     fp32 masters; gradients are summed over micro-batches in fp32 either way.
     """
 
-    def __init__(self, config: RunConfig, objective: Objective, device: torch.device | str = "cpu") -> None:
-        """Build the model with uninitialised weights. `config.precision` must be resolved."""
+    def __init__(
+        self,
+        config: RunConfig,
+        objective: Objective,
+        device: torch.device | str = "cpu",
+        groups: Groups = LOCAL,
+        sequence_parallel: bool = False,
+    ) -> None:
+        """Build the model with uninitialised weights. `config.precision` must be resolved.
+
+        All processes are given the same batches. Each has the state of its own part.
+        """
+        assert groups.mesh.world == groups.mesh.tp, "it knows no other parallelism"
         self.config = config
         self.objective = objective
         self.device = torch.device(device)
-        self.model = Decoder(config.model, device=self.device, dtype=DTYPES[config.precision])
+        self.groups = groups
+        dtype = DTYPES[config.precision]
+        self.model = Decoder(config.model, self.device, dtype, groups, sequence_parallel)
         self.parameters = list(self.model.parameters())
         self.optimizer = AdamW(self.parameters, config.optimizer)
         self.gradients: dict[Tensor, Tensor] = {}
@@ -65,8 +82,8 @@ class PlainEngine:
         loss = total / max(count, 1)
         if not math.isfinite(loss):
             raise self._not_finite("the loss", loss)
-        gradients = [self.gradients[parameter] for parameter in self.parameters]
-        norm = torch.nn.utils.get_total_norm(gradients).item() / max(count, 1)
+        gradients = ((parameter, self.gradients[parameter]) for parameter in self.parameters)
+        norm = total_norm(gradients, self.groups).item() / max(count, 1)
         if not math.isfinite(norm):
             raise self._not_finite("the gradient's norm", norm)
         # As torch's clip_grad_norm_: the 1e-6 keeps a gradient of norm 0 from a division by 0.
@@ -120,16 +137,30 @@ class PlainEngine:
     def counters(self) -> dict[str, Any]:
         """What of the optimiser is no tensor, as JSON: its kind, its steps, its groups by name."""
         groups = [
-            {"weight_decay": group.weight_decay, "names": [h.spec.name for p in group.weights for h in holdings(p)]}
+            {
+                "weight_decay": group.weight_decay,
+                **({"lr_scale": group.lr_scale} if group.lr_scale != 1 else {}),
+                "names": [held.spec.name for weight in group.weights for held in holdings(weight)],
+            }
             for group in self.optimizer.groups
         ]
         return {"kind": "adamw", "steps": self.optimizer.steps, "groups": groups}
 
     def load_state(self, source: Source, counters: Mapping[str, Any]) -> None:
-        """Take over weights, masters, moments and counters. Raises CheckpointError when the source lacks any."""
+        """Take over weights, masters, moments and counters. Raises CheckpointError when the source lacks any.
+
+        What the source computed in need not be what this engine does: weights are rounded from the masters.
+        """
         self.check_state(source, counters)
+        self.optimizer.scale(
+            {name: group["lr_scale"] for group in counters["groups"] if "lr_scale" in group for name in group["names"]}
+        )
         for held in self.state():
-            held.value.copy_(source.read(held.name, held.box))
+            if not held.name.startswith((MODEL, MASTER)):
+                held.value.copy_(source.read(held.name, held.box))
+        for spec, box, value in self.optimizer.masters():
+            value.copy_(source.read(_master(source, spec.name), box))
+        self.optimizer.publish()
         self.optimizer.steps = counters["steps"]
 
     def check_state(self, source: Source, counters: Mapping[str, Any]) -> None:
@@ -137,7 +168,8 @@ class PlainEngine:
         if counters.get("kind") != "adamw" or not isinstance(counters.get("steps"), int):
             raise CheckpointError("the checkpoint's optimizer is not adamw", "begin a new run with `load`")
         for held in self.state():
-            _check_shape(source, held.name, held.spec)
+            name = _master(source, held.spec.name) if held.name.startswith((MODEL, MASTER)) else held.name
+            _check_shape(source, name, held.spec)
 
     def load_weights(self, source: Source) -> None:
         """Take over the weights alone, as exactly as the source has them; the optimiser begins anew.
@@ -157,6 +189,11 @@ class PlainEngine:
 
 
 _LOWER = "lower optimizer.lr or lengthen schedule.warmup, and go on from the last checkpoint"
+
+
+def _master(source: Source, name: str) -> str:
+    """What the source calls the fp32 values of a weight: where its weights are fp32 they are their own masters."""
+    return MODEL + name if source.dtype(MODEL + name) == "F32" else MASTER + name
 
 
 def _check_shape(source: Source, name: str, spec: TensorSpec) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from neoxkit.checkpoint.folder import list_checkpoints, newest
+from neoxkit.checkpoint.format import MODEL
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.config.run import RunConfig
 from neoxkit.errors import CheckpointError, ConfigError
 from neoxkit.train.feed import Identity
+from neoxkit.train.schedule import rate_of
 
 FIXED = ("model.", "seed", "precision")
 """Options that a run keeps to its end: others would be another model, or other data."""
+
+PRECISIONS = {"F32": "fp32", "BF16": "bf16"}
+"""The precision of a run by the dtype of its weights."""
 
 UNTOLD = ("load", "init.", "data.sequence")
 """Options that no longer matter once a run has begun, or are compared elsewhere."""
@@ -24,11 +29,19 @@ UNTOLD = ("load", "init.", "data.sequence")
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is: optimiser steps, samples and tokens that it learned from."""
+    """How far a run is: optimiser steps, samples and tokens that it learned from.
+
+    `skipped` are steps that changed nothing, before an import: the learning rate does not count them.
+    """
 
     step: int = 0
     samples: int = 0
     tokens: int = 0
+    skipped: int = 0
+
+    def after(self, samples: int, tokens: int) -> Position:
+        """One step further."""
+        return replace(self, step=self.step + 1, samples=self.samples + samples, tokens=self.tokens + tokens)
 
 
 @dataclass(frozen=True)
@@ -41,9 +54,20 @@ class Past:
     resolved: Mapping[str, Any]
 
     @property
-    def identity(self) -> Identity:
-        """The data that the run began with."""
-        return Identity(**self.state["data"])
+    def identity(self) -> Identity | None:
+        """The data that the run began with; None where another program began it, which does not say."""
+        return Identity(**self.state["data"]) if self.state["data"] is not None else None
+
+    @property
+    def imported(self) -> bool:
+        """Whether another program made the checkpoint, and this one has made no step yet."""
+        return self.state["data"] is None
+
+    @property
+    def inherits(self) -> bool:
+        """Whether the run began with weights from elsewhere, which tell what its configuration leaves open."""
+        events = (event.get("event") for event in self.checkpoint.manifest.lineage)
+        return bool(self.resolved.get("load")) or "import" in events
 
     @property
     def lineage(self) -> tuple[list[Mapping[str, Any]], int]:
@@ -69,13 +93,16 @@ def past_of(folder: Path) -> Past | None:
         )
     checkpoint = Checkpoint.open(path)
     state, run_yaml = checkpoint.trainer_state(), checkpoint.run_yaml
-    if state is None or run_yaml is None:
+    imported = isinstance(state, dict) and "data" in state and state["data"] is None
+    if state is None or (run_yaml is None and not imported):
         raise CheckpointError(
             f"{path} holds no state of a trainer", f"choose another save.folder, and begin with load: {path}"
         )
     try:
-        position = Position(*(int(state[key]) for key in ("step", "samples", "tokens")))
-        past = Past(checkpoint, position, state, yaml.safe_load(run_yaml)["resolved"])
+        step, samples, tokens = (int(state[key]) for key in ("step", "samples", "tokens"))
+        position = Position(step, samples, tokens, int(state.get("skipped", 0)))
+        resolved = state["options"] if run_yaml is None else yaml.safe_load(run_yaml)["resolved"]
+        past = Past(checkpoint, position, state, resolved)
         past.identity  # noqa: B018 (raises when it is not there)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -89,6 +116,8 @@ def settle(config: RunConfig, past: Past) -> tuple[RunConfig, list[str]]:
 
     Raises ConfigError for an option that a run cannot change.
     """
+    if past.imported:
+        return _settle_imported(config, past)
     if config.precision == "auto":
         config = config.model_copy(update={"precision": past.resolved["precision"]})
     changes = []
@@ -103,6 +132,24 @@ def settle(config: RunConfig, past: Past) -> tuple[RunConfig, list[str]]:
     return config, changes
 
 
+def _settle_imported(config: RunConfig, past: Past) -> tuple[RunConfig, list[str]]:
+    """The same for a run of another program, of which some options are known and none is fixed."""
+    dtype = past.checkpoint.dtype(f"{MODEL}embed.weight")
+    if config.precision == "auto" and dtype in PRECISIONS:
+        config = config.model_copy(update={"precision": PRECISIONS[dtype]})
+    lines = ["another program began this run, and which data it read is not known"]
+    now = config.model_dump(mode="json")
+    now["data"]["sequence"] = config.sequence
+    for key, before, ours in _differences(past.resolved, now, known=True):
+        lines.append(f"{key} was {before} until step {past.position.step}, and is {ours} from here on")
+    rate, wanted = rate_of(config, past.position.step - past.position.skipped), past.state.get("lr")
+    if isinstance(wanted, float) and abs(rate - wanted) > 1e-6 * wanted:
+        lines.append(f"the learning rate of step {past.position.step + 1} is {rate:g}, and was to be {wanted:g}")
+    if scale := past.state.get("loss_scale"):
+        lines.append(f"the loss scale {scale:g} of fp16 is not used: {config.precision} needs none")
+    return config, lines
+
+
 _TOLD = {
     "sequence": "data.sequence",
     "seed": "seed",
@@ -113,6 +160,7 @@ _TOLD = {
 
 def check_data(identity: Identity, past: Past) -> None:
     """Raise ConfigError unless the data is that which the run began with, in the same order."""
+    assert past.identity is not None, "of another program's data nothing is known"
     for key, before, now in _differences(asdict(past.identity), asdict(identity)):
         if key in ("sources", "tokenizer") and None in (before, now):
             continue
@@ -123,11 +171,16 @@ def check_data(identity: Identity, past: Past) -> None:
         )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The dotted keys at which two trees differ, with both values; null where one has no such key."""
-    for key in (*now, *(key for key in before if key not in now)):
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], at: str = "", known: bool = False
+) -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys at which two trees differ, with both values; null where one has no such key.
+
+    With `known`, keys that `before` has not are passed over.
+    """
+    for key in before if known else (*now, *(key for key in before if key not in now)):
         ours, theirs, dotted = before.get(key), now.get(key), f"{at}{key}"
         if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-            yield from _differences(ours, theirs, f"{dotted}.")
+            yield from _differences(ours, theirs, f"{dotted}.", known)
         elif ours != theirs:
             yield dotted, ours, theirs

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 import yaml
 
-from neoxkit.checkpoint.attempt import delete
 from neoxkit.checkpoint.dtypes import name_of
 from neoxkit.checkpoint.folder import list_checkpoints, lock, publish
 from neoxkit.checkpoint.plan import cut
+from neoxkit.checkpoint.retention import carry_out, plan
+from neoxkit.checkpoint.store import StorePath, place
 from neoxkit.checkpoint.writer import Writer
 from neoxkit.config.run import RunConfig
 from neoxkit.errors import ConfigError
@@ -81,11 +82,10 @@ class Saver:
         return self.path(at.step)
 
     def _retire(self, newest: Path) -> None:
-        """Delete what `keep_last` does not keep. A later one can only be damaged, and counts for nothing."""
-        saved = list_checkpoints(self.folder)
-        saved = saved[: saved.index(newest) + 1]
-        for old in saved[: -self.config.save.keep_last] if self.config.save.keep_last else ():
-            delete(old)
+        """Delete what `keep_last` does not keep. A later one can only be damaged, and is not looked at."""
+        if self.config.save.keep_last is not None:
+            saved = list_checkpoints(self.folder)
+            carry_out(plan(self.folder, saved[: saved.index(newest) + 1], self.config.save.keep_last, invalid=True))
 
 
 def random_state() -> dict[str, bytes]:
@@ -105,6 +105,14 @@ def restore(engine: Engine, past: Past) -> None:
             torch.set_rng_state(state)
         elif device == "cuda" and torch.cuda.is_available():
             torch.cuda.set_rng_state(state)
+
+
+def run_folder(given: str) -> Path:
+    """The folder of a run. Raises ConfigError for one in an object store."""
+    folder = place(given)
+    if isinstance(folder, StorePath):
+        raise ConfigError(f"save.folder {folder}: a run is saved to a disk only", "name a folder, and copy it later")
+    return folder
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     attempt.make(0)
     (tmp_path / "new").mkdir()
     with pytest.raises(CheckpointError, match="new exists"):
-        attempt.commit()
+        attempt.commit("last", b"")
     attempt.abort()
     assert names(tmp_path) == {"new"}
 
@@ -159,7 +159,7 @@ def test_looking_at_attempts_does_not_disturb_who_begins_one(tmp_path: Path) -> 
             attempt = Attempt(tmp_path / f"c{number}", not_a_checkpoint)
             attempt.make(0)
             (attempt.path / "manifest.json").write_text(str(number))
-            attempt.commit()
+            attempt.commit("last", b"")
             assert (tmp_path / f"c{number}" / "manifest.json").read_text() == str(number)
     finally:
         stop.set()

@@ -133,7 +133,7 @@ def test_a_folder_that_may_not_be_written(save, tmp_path: Path) -> None:
 
 
 def test_a_rank_that_does_not_come(tmp_path: Path, config, specs, tensors, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neoxkit.checkpoint.writer._WAIT", 0.1)
+    monkeypatch.setattr("neoxkit.checkpoint.attempt._WAIT", 0.1)
     parts = cut(specs, dict.fromkeys(specs, "BF16"), Mesh())
     writer = Writer(tmp_path / "c", parts, config=config, mesh={}, world=2, attempt="abcdef")
     for name, value in tensors.items():

@@ -47,7 +47,7 @@ def test_a_taken_destination_stays(command: str, case: Case, here: Path) -> None
         Case("export over itself", "export checkpoint checkpoint --force", "checkpoint exists and is no"),
         Case("broken, over a checkpoint", "import hf checkpoint --force", "hf/model.safetensors",
              cut("hf/model.safetensors", -1)),
-        Case("does not fit, over a model", "export checkpoint neox --to gpt_neox --force", "does not fit gpt_neox"),
+        Case("does not fit, over a model", "export checkpoint neox --to gpt_neox --force", "does not fit GPT-NeoX"),
         Case("does not divide, over a checkpoint", "reshard run checkpoint --tp 7 --force",
              "choose a tp that divides 2"),
     ],

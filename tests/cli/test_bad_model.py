@@ -142,7 +142,7 @@ FILES = [
          write(WEIGHTS, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2\nsize 548118077\n")),
     Case("header longer than the file", "import hf out", "hf/model.safetensors: too short",
          lambda: Path(WEIGHTS).write_bytes((1 << 62).to_bytes(8, "little") + Path(WEIGHTS).read_bytes()[8:])),
-    Case("header is no JSON", "import hf out", "hf/model.safetensors: its header is not valid JSON", flip(WEIGHTS, 8)),
+    Case("header is no JSON", "import hf out", "hf/model.safetensors: its header: not valid JSON", flip(WEIGHTS, 8)),
     Case("tensors overlap", "import hf out", f"hf/model.safetensors: tensors ... '{UP}' ... overlap; ", moved(UP, -4)),
     Case("tensor beyond the end", "import hf out", "hf/model.safetensors: tensor ... ends at byte ... ; ",
          moved(UP, 10**9)),
@@ -192,9 +192,9 @@ CUTS = [
 
 EXPORTS = [
     Case("as a family that it does not fit", "export checkpoint out --to gpt_neox",
-         "checkpoint: the model does not fit gpt_neox: norm.kind is rms ... ; mlp.gated ... ; choose another --to"),
+         "checkpoint: the model does not fit GPT-NeoX: norm: rmsnorm, GPT-NeoX has ... ; choose --to llama"),
     Case("run as a family that it does not fit", "export run out --to mistral",
-         "does not fit mistral: ... parallel ... ;"),
+         "does not fit Mistral: residual: parallel, ... ; choose --to gpt_neox"),
     Case("as an unknown family", "export checkpoint out --to gptneox", "no family is called 'gptneox'; choose one of"),
     Case("in no size", "export checkpoint out --max-shard-size 5", "'5' is no size; write it as 500MB or 5GB"),
     Case("of a Hugging Face model", "export hf out", "hf: a Hugging Face folder, not ... ; run: neoxkit import hf"),

@@ -50,7 +50,7 @@ def test_help_lists_every_command_and_imports_none() -> None:
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     for name, (_, line) in COMMANDS.items():
-        assert f"  {name} " in done.stdout
+        assert f"\n  {name}" in done.stdout
         assert line in done.stdout
 
 

@@ -74,7 +74,7 @@ def test_what_is_written_is_said(command: str, destination: str, here: Path) -> 
 
 
 def test_verify(here: Path) -> None:
-    assert interrupted("convert.contents", "_check_file", "verify checkpoint") == (130, "", "error: interrupted\n")
+    assert interrupted("checkpoint.scan", "_side_by_side", "verify checkpoint") == (130, "", "error: interrupted\n")
 
 
 def test_generate_keeps_what_it_said(here: Path) -> None:

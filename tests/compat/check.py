@@ -2,7 +2,7 @@
 
 Arguments: a folder of models, each with `expected.safetensors` (ids, logits) and perhaps `text.json`;
 a folder for what is saved. Prints one JSON object: for each model what was found, null where this
-transformers does not have its family.
+transformers does not have its family, the error where it refuses the model.
 """
 
 import json
@@ -21,7 +21,11 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
         found[folder.name] = None
         continue
     expected = load_file(folder / "expected.safetensors")
-    model, info = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto", output_loading_info=True)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto", output_loading_info=True)
+    except (ValueError, RuntimeError) as error:
+        found[folder.name] = {"refused": str(error)}
+        continue
     dtype = str(model.dtype)
     with torch.inference_mode():
         logits = model.float().eval()(expected["ids"]).logits
@@ -31,8 +35,17 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
         "difference": (logits - expected["logits"]).abs().max().item(),
         "problems": [str(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]],
     }
+    out = Path(sys.argv[2]) / folder.name
+    model.save_pretrained(out / "safetensors", max_shard_size="60KB")
+    if transformers.__version__ < "5":
+        model.save_pretrained(out / "bin", safe_serialization=False, max_shard_size="60KB")
+        model.save_pretrained(out / "one", safe_serialization=False)
     if (folder / "text.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # noqa: BLE001 (what the tokenizers package raises)
+            found[folder.name] = {**about, "unread": str(error)}
+            continue
         texts = json.loads((folder / "text.json").read_text())
         about["ids"] = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
         about["texts"] = [tokenizer.decode(ids) for ids in about["ids"]]
@@ -40,10 +53,5 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
         about["more"] = tokenizer.convert_tokens_to_ids("<|more|>") in tokenizer.all_special_ids
         if tokenizer.chat_template:
             about["chat"] = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
-    out = Path(sys.argv[2]) / folder.name
-    model.save_pretrained(out / "safetensors", max_shard_size="60KB")
-    if transformers.__version__ < "5":
-        model.save_pretrained(out / "bin", safe_serialization=False, max_shard_size="60KB")
-        model.save_pretrained(out / "one", safe_serialization=False)
     found[folder.name] = about
 print(json.dumps({"version": transformers.__version__, "models": found}))

@@ -28,15 +28,37 @@ from neoxkit.mesh import Mesh
 
 WEB = ("requests", "urllib3", "idna", "certifi", "charset-normalizer")  # transformers 5 asks the hub by other means
 VERSIONS = {
+    "4.40.2": ("transformers==4.40.2", "tokenizers==0.19.1", "huggingface_hub==0.23.4", *WEB),
     "4.46.3": ("transformers==4.46.3", "tokenizers==0.20.3", "huggingface_hub==0.26.5", *WEB),
     "4.57.6": ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.0", *WEB),
     "installed": (),
 }
 
-IGNORED = {("4.46.3", "mistral-linear")}
-"""Before 4.48 a Mistral's rotary scaling was not looked at, however it is spelled."""
+OTHERWISE = {
+    "4.40.2": {
+        "llama-biased": "before 4.41 there are no biases in a Llama's MLP; that some are left over is said",
+        "mistral-window": "before 4.42 a Mistral's window is not looked at",
+        "falcon-one-norm": "before Falcon 2 two norms went with grouped heads; that weights are missing is said",
+        "qwen2-linear": "before 4.45 rotary scaling is Llama's and GPT-NeoX's alone",
+    },
+    "4.46.3": {
+        "mistral-linear": "before 4.48 a Mistral's rotary scaling is not looked at, however it is spelled",
+        "phi3-tied": "before 4.50 a Phi-3 rotates whole heads",
+    },
+}
+"""What an old release computes otherwise."""
 
-YOUNGER = {"4.46.3": {"qwen3", "olmo2"}}
+REFUSED = {
+    "4.40.2": {
+        "gpt_neox-llama3": "rope_scaling",  # before 4.45
+        "llama-llama3": "rope_scaling",  # before 4.43
+        "llama-mqa": "size mismatch",  # before 4.45 there is no head_dim
+        "mistral-linear": "size mismatch",
+    }
+}
+"""What an old release does not load, and says so."""
+
+YOUNGER = {"4.40.2": {"phi3", "qwen3", "olmo2"}, "4.46.3": {"qwen3", "olmo2"}}
 """Families that an old release does not have: it says so, and loads nothing."""
 
 TEXTS = ["def f(x):\n    return  x", f"one{EOD}two", "  caf\u00e9 cafe\u0301 \u4f60\u597d\t", "<|more|>", ""]
@@ -104,17 +126,25 @@ def found(request: pytest.FixtureRequest, exported: Path) -> dict[str, Any]:
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert said["version"] == version or not path
     models = {name: about for name, about in said["models"].items() if about}
-    assert {name.partition("-")[0] for name in said["models"] if name not in models} == YOUNGER.get(version, set())
+    refused = {name: models.pop(name)["refused"] for name in list(models) if "refused" in models[name]}
+    wanted = REFUSED.get(version, {})
+    assert refused.keys() == wanted.keys()
+    assert all(part in refused[name] for name, part in wanted.items())
+    assert {name.partition("-")[0] for name, about in said["models"].items() if not about} == YOUNGER.get(
+        version, set()
+    )
     return {"version": version, "models": models, "saved": saved}
 
 
 def test_logits(found: dict[str, Any]) -> None:
     version, models = found["version"], found["models"]
-    assert len(models) == len([tiny for tiny in TINY if tiny.family not in YOUNGER.get(version, ())]) + 4
+    absent = len([tiny for tiny in TINY if tiny.family in YOUNGER.get(version, ())]) + len(REFUSED.get(version, ()))
+    assert len(models) == len(TINY) - absent + 4
     for name, about in models.items():
         assert about["class"] == by_name(name.partition("-")[0]).architecture
-        assert about["problems"] == [], name
-        assert (about["difference"] < 1e-5) == ((version, name) not in IGNORED), name
+        otherwise = name in OTHERWISE.get(version, {})
+        assert about["problems"] == [] or otherwise, name
+        assert (about["difference"] < 1e-5) == (not otherwise), name
 
 
 def test_dtype(found: dict[str, Any]) -> None:
@@ -125,18 +155,24 @@ def test_dtype(found: dict[str, Any]) -> None:
 def test_tokenizer(found: dict[str, Any], exported: Path) -> None:
     for family in ("gpt_neox", "llama", "mistral"):
         about = found["models"][f"{family}-text"]
+        if family == "llama" and found["version"] == "4.40.2":
+            assert "ModelWrapper" in about["unread"], "tokenizers before 0.20 reads no file that a later one wrote"
+            continue
         tokenizer = Tokenizer(exported / "exported" / f"{family}-text")
         assert about["ids"] == [tokenizer.encode(text) for text in TEXTS]
         assert about["texts"] == TEXTS
         assert about["special"] == [0, 0, 1]
         assert tokenizer.encode(f"a{EOD}")[-1] == 0
-    assert found["models"]["llama-text"]["more"]
-    assert found["models"]["llama-text"]["chat"] == "[user] Hi"
+    if "unread" not in found["models"]["llama-text"]:
+        assert found["models"]["llama-text"]["more"]
+        assert found["models"]["llama-text"]["chat"] == "[user] Hi"
 
 
 def test_what_it_saves_is_imported_right(found: dict[str, Any], exported: Path) -> None:
     """Configuration and weights, from safetensors and from .bin, in several files and in one."""
-    for name in found["models"]:
+    for name, about in found["models"].items():
+        if about["problems"]:
+            continue  # it saves less than it was given
         wanted = open_foreign(exported / "exported" / name)
         for kind in (found["saved"] / name).iterdir():
             source = open_foreign(kind)

@@ -8,18 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from meta_reference import meta_tensors, write_meta
+from neox_checkpoints import unpack
 from tiny import TINY, Tiny
 from torch import Tensor
 
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.convert.compare import Comparison, Row, Values, compare
-from neoxkit.convert.open import open_any, open_foreign
-from neoxkit.convert.transfer import import_model
-from neoxkit.errors import CheckpointError
+from neoxkit.convert.logits import logits_difference
+from neoxkit.convert.open import divide, open_any, open_foreign
+from neoxkit.convert.transfer import choose_family, export_model, import_model
+from neoxkit.errors import CheckpointError, ConfigError
 from neoxkit.mesh import Mesh
 
 Q = "model/layers.1.attn.q.weight"
 UP = "model/layers.2.mlp.up.weight"
+ONE_EACH = [next(each for each in TINY if each.family == name) for name in ("gpt_neox", "llama", "mistral")]
 Save = Callable[..., Path]
 Tensors = Mapping[str, Tensor]
 
@@ -62,6 +66,7 @@ def test_a_difference_shows_without_reading(save: Save, tensors: Tensors) -> Non
         Row(Q, "values"),
         Row(UP, "dtype", "BF16", "F32"),
     ]
+    assert list(found.lines())[-1] == "different: 3 tensors"
     assert found.equal["model"] == found.equal["optimizer/master"] - 2
     back = diff(save("c", values=other), save("d"))
     assert back.rows[0] == Row("optimizer/exp_avg/embed.weight", "only in B")
@@ -150,11 +155,17 @@ def test_configurations(save: Save, config: object) -> None:
     found = diff(save("a"), save("b", config=other))
     assert found.config == {"context": (32, 64)}
     assert found.rows == []
-    assert not found.same
+    assert found.same
     assert "config context: 32 | 64" in found.lines()
+    assert list(found.lines())[-1] == "the same: no logit depends on context"
+    found = diff(save("c", config=other), save("d", config=other.model_copy(update={"residual": "parallel"})))
+    assert found.counting == ["residual"]
+    assert not found.same
+    assert list(found.lines())[-1] == "different: residual"
+    assert found.json()["counting"] == ["residual"]
 
 
-@pytest.mark.parametrize("tiny_model", [TINY[0], TINY[7], TINY[-1]], ids=str)
+@pytest.mark.parametrize("tiny_model", ONE_EACH, ids=str)
 @pytest.mark.parametrize("values", [False, True])
 def test_a_hugging_face_folder_against_its_checkpoint(tiny_model: Tiny, tmp_path: Path, values: bool) -> None:
     model = tiny_model.model()
@@ -187,6 +198,69 @@ def test_a_hugging_face_folder_against_its_checkpoint(tiny_model: Tiny, tmp_path
     assert wide.equal["model"] == len(open_any(ours).names()) - 1
 
 
+@pytest.fixture(scope="module")
+def oracles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the checkpoints that gpt-neox wrote."""
+    return unpack(tmp_path_factory.mktemp("oracles"))
+
+
+@pytest.mark.parametrize("values", [False, True])
+@pytest.mark.parametrize(("name", "differing"), [("neox_tp2pp1", []), ("learned_tied_tp1pp1", ["family"])])
+def test_gpt_neox_against_what_was_exported_of_it(
+    oracles: Path, name: str, differing: list[str], values: bool, tmp_path: Path
+) -> None:
+    """A folder of gpt-neox, the checkpoint that it became, the Hugging Face folder made of that."""
+    import_model(open_foreign(oracles / name), tmp_path / "ours", Mesh(tp=2))
+    ours = Checkpoint.open(tmp_path / "ours")
+    export_model(ours, tmp_path / "hf", choose_family(ours, "auto"))
+    for a, b in ((oracles / name, tmp_path / "hf"), (tmp_path / "hf", oracles / name), (oracles / name, ours.path)):
+        found = diff(a, b, values)
+        assert found.same, found.rows
+        assert found.equal == {"model": len(ours.names())}
+        assert list(found.config) == (differing if b != ours.path else [])
+    assert logits_difference(open_any(oracles / name), tmp_path / "hf").within(1e-5)
+    assert logits_difference(open_any(tmp_path / "hf"), oracles / name).within(1e-5)
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_metas_files_against_a_hugging_face_folder(tmp_path: Path, values: bool) -> None:
+    sizes = {"vocab_size": 96, "intermediate_size": 128, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
+    model = Tiny("llama", "meta", sizes).model()
+    model.save_pretrained(tmp_path / "hf")
+    params = {"dim": 48, "n_layers": 3, "n_heads": 6, "n_kv_heads": 2, "multiple_of": 8, "norm_eps": 1e-5}
+    write_meta(tmp_path / "meta", meta_tensors(model), {**params, "vocab_size": 96}, shards=2)
+    found = diff(tmp_path / "meta", tmp_path / "hf", values)
+    assert found.same, found.lines()
+    assert set(found.config) == {"context"}
+    told = compare(open_any(tmp_path / "meta", {"context": "64"}), open_any(tmp_path / "hf"), values)
+    assert "context" not in told.config
+    assert logits_difference(open_any(tmp_path / "hf"), tmp_path / "meta", assume={"context": "64"}).within(1e-5)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight[3, 4] += 0.5
+    model.save_pretrained(tmp_path / "changed")
+    (row,) = diff(tmp_path / "meta", tmp_path / "changed", values).rows
+    assert (row.name, row.kind) == (Q, "values")
+    assert not values or (row.values is not None and row.values.differing == 1)
+
+
+def test_what_was_assumed_goes_to_those_that_take_it(oracles: Path, tmp_path: Path) -> None:
+    neox, meta, hf = oracles / "neox_tp1pp0", tmp_path / "meta", tmp_path / "hf"
+    for folder, files in ((meta, ["params.json", "consolidated.00.pth"]), (hf, ["config.json"])):
+        folder.mkdir()
+        for name in files:
+            (folder / name).touch()
+    given = {"gqa-layout": "grouped", "context": "64"}
+    assert divide([neox, meta, hf], given, [Path("a.yml")]) == [
+        ({"gqa-layout": "grouped"}, [Path("a.yml")]),
+        ({"context": "64"}, ()),
+        ({}, ()),
+    ]
+    with pytest.raises(ConfigError, match="--assume context"):
+        divide([neox, hf], given, [])
+    with pytest.raises(ConfigError, match="no gpt-neox checkpoints"):
+        divide([meta, hf], {}, [Path("a.yml")])
+
+
 def test_many_blocks_are_one_tensor(save: Save, tensors: Tensors, monkeypatch: pytest.MonkeyPatch) -> None:
     other = {
         **tensors,
@@ -204,7 +278,7 @@ def test_many_blocks_are_one_tensor(save: Save, tensors: Tensors, monkeypatch: p
 
 def test_json_has_what_it_says(save: Save, tensors: Tensors) -> None:
     found = diff(save("a"), save("b", values={**tensors, Q: tensors[Q] * 2}), values=True).json()
-    assert set(found) == {"same", "config", "equal", "uncompared", "tensors"}
+    assert set(found) == {"same", "config", "counting", "equal", "uncompared", "tensors"}
     (row,) = found["tensors"]
     assert set(row) == {"name", "kind", "ours", "theirs", "values"}
     assert set(row["values"]) == {"max", "mean", "relative", "differing", "elements"}

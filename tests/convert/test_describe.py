@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
+from meta_reference import meta_tensors, write_meta
+from neox_checkpoints import unpack
 from tiny import TINY, Tiny
 from torch import Tensor
 
 from neoxkit.config.model import ModelConfig
 from neoxkit.convert.describe import describe, lines, size
+from neoxkit.convert.open import open_any
 from neoxkit.data.tokenizer import Tokenizer
-from neoxkit.errors import CheckpointError
+from neoxkit.errors import CheckpointError, ConversionError
 from neoxkit.mesh import Mesh
 
 Save = Callable[..., Path]
@@ -105,6 +110,58 @@ def test_a_hugging_face_folder(tiny_model: Tiny, tmp_path: Path) -> None:
     said = "\n".join(lines(about, tensors=True))
     assert f"family       {tiny_model.family}" in said
     assert "model/layers.{0..2}." in said
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("neox_tp1pp0", "gpt_neox"), ("neox_tp2pp1", "gpt_neox"), ("llama_gqa_tp1pp1", "llama")]
+)
+def test_a_gpt_neox_checkpoint(
+    name: str, family: str, tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without pipeline stages the weights lie in one pickle with all else: its index alone is read."""
+    monkeypatch.setattr("neoxkit.convert.pickles.storage.Files._read", None)
+    folder = unpack(tmp_path) / name
+    about = describe(folder)
+    assert set(about) == KEYS
+    assert about["kind"] == "gpt-neox"
+    assert about["family"] == family
+    assert about["path"].startswith(str(folder))
+    held = ("model", "created", "writer", "step", "samples", "tokens", "mesh", "lineage", "run", "tokenizer")
+    assert all(about[key] is None for key in held)
+    source = open_any(folder)
+    total = sum(prod(source.spec(each).shape) for each in source.names())
+    assert about["parameters"]["total"] == total
+    assert about["components"]["model"]["bytes"] == 4 * total
+    assert {file["path"] for file in about["files"]} >= {path.name for path in source.folder.glob("*.pt")}
+    assert sum(each["count"] for each in about["tensors"]) == len(source.names())
+    said = "\n".join(lines(about, tensors=True))
+    assert "kind         gpt-neox checkpoint" in said
+    shutil.copy(tokenizer / "tokenizer.json", source.folder)
+    known = describe(folder)["tokenizer"]
+    assert known is not None
+    assert known["vocab"] == 270
+
+
+def test_metas_and_mistrals_files(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 96, "intermediate_size": 128, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
+    model = Tiny("llama", "meta", sizes).model()
+    params = {"dim": 48, "n_layers": 3, "n_heads": 6, "n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": 96}
+    write_meta(tmp_path / "meta", meta_tensors(model), {**params, "multiple_of": 8})
+    rest = {"hidden_dim": 128, "head_dim": 8, "sliding_window": 5}
+    write_meta(tmp_path / "mistral", meta_tensors(model), {**params, **rest})
+    for kind in ("meta", "mistral"):
+        about = describe(tmp_path / kind)
+        assert set(about) == KEYS
+        assert (about["kind"], about["path"]) == (kind, str(tmp_path / kind))
+        assert about["parameters"]["total"] == model.num_parameters()
+        assert {file["path"] for file in about["files"]} == {"params.json", "consolidated.00.pth"}
+        assert about["model"] is about["step"] is about["tokenizer"] is None
+    assert describe(tmp_path / "meta", {"context": "77"})["config"]["context"] == 77
+
+
+def test_what_was_assumed_is_for_foreign_models(save: Save) -> None:
+    with pytest.raises(ConversionError, match="leaves nothing open"):
+        describe(save(), {"context": "77"})
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"family": "llama"}'])

@@ -132,7 +132,11 @@ def test_force_replaces_models_only(checkpoint: Checkpoint, tmp_path: Path, kind
 def test_a_model_that_does_not_fit(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConversionError) as raised:
         export_model(checkpoint, tmp_path / "hf", by_name("llama"))
-    for reason in ("residual is parallel", "norm.kind is layer", "mlp.gated is false"):
+    for reason in (
+        "residual: parallel, Llama has sequential",
+        "norm: layernorm, Llama has rmsnorm",
+        "gate in the MLP: none",
+    ):
         assert reason in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 

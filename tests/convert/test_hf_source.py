@@ -145,7 +145,7 @@ def test_a_pickle_that_would_run_something_is_refused(
     monkeypatch.chdir(folder)
     tensors: dict[str, Any] = as_bin(folder)
     torch.save({**tensors, "x": Malicious()}, folder / BIN, **options)
-    line = refused(folder, BIN, "asks to run posix.system: refused", "do not trust this file")
+    line = refused(folder, BIN, "asks for posix.system: refused", "do not trust this file")
     assert "add_safe_globals" not in line, "torch's advice to allow it is none for a stranger's file"
     assert not Path("ran").exists()
     pickle.loads(pickle.dumps(Malicious()))  # the proof that it would have run

@@ -66,7 +66,7 @@ def test_a_destination_that_exists(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="exists"):
         import_model(open_foreign(folder), tmp_path / "a", Mesh(tp=2))
     import_model(open_foreign(folder), tmp_path / "a", Mesh(tp=2), force=True)
-    assert Checkpoint.open(tmp_path / "a").manifest.mesh == {"pp": 1, "tp": 2}
+    assert Checkpoint.open(tmp_path / "a").manifest.mesh == {"pp": 1, "tp": 2, "ep": 1}
 
 
 def test_only_weights_are_converted(folder: Path, tmp_path: Path) -> None:

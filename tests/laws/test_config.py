@@ -18,7 +18,9 @@ from tiny import TINY, Tiny
 from neoxkit.config.model import LinearScaling, Llama3Scaling, ModelConfig, Rotary
 from neoxkit.errors import ConversionError
 from neoxkit.families import FAMILIES, by_name, recognise
-from neoxkit.families.spelling import ABSENT, lookup, read_config, unfit, unknown_keys, write_config
+from neoxkit.families.fit import unfit
+from neoxkit.families.spelling import read_config, unknown_keys, write_config
+from neoxkit.families.tree import ABSENT, lookup
 from neoxkit.nn.decoder import specs
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "fixtures" / "published.json").read_text())
@@ -205,7 +207,7 @@ BAD = {
         "two spellings disagree: rope_scaling says",
     ),
     "partial rotation of a llama": (wrong("llama-2-7b", {"partial_rotary_factor": 0.5}), "position.fraction is 0.5"),
-    "architecture": (wrong("llama-2-7b", {"architectures": ["FalconForCausalLM"]}), "describes FalconForCausalLM"),
+    "architecture": (wrong("llama-2-7b", {"architectures": ["GPTJForCausalLM"]}), "describes GPTJForCausalLM"),
     "another head": (
         wrong("llama-2-7b", {"architectures": ["LlamaForSequenceClassification"]}),
         "describes LlamaForSequenceClassification, which is no family neoxkit knows",
@@ -248,30 +250,38 @@ def test_an_unfit_model_is_told_every_reason() -> None:
         norm={"kind": "rms"}, mlp={"gated": True, "bias": False}, mixer={"heads": 6, "kv_heads": 2, "window": 4}
     )
     assert unfit(by_name("gpt_neox"), ours) == [
-        "norm.kind is rms, gpt_neox has layer",
-        "norm.bias is false, gpt_neox has true",
-        "mixer.window is 4, gpt_neox has null",
-        "mlp.gated is true, gpt_neox has false",
-        "mlp.bias is false, gpt_neox has true",
-        "mixer.heads is 6 and mixer.kv_heads is 2, gpt_neox has one num_attention_heads for both",
+        "norm: rmsnorm, GPT-NeoX has layernorm",
+        "bias of the norms: none, GPT-NeoX has one",
+        "window: 4, GPT-NeoX has none",
+        "gate in the MLP: one, GPT-NeoX has none",
+        "bias of the MLP: none, GPT-NeoX has one",
+        "heads: 6, key/value heads: 2, GPT-NeoX has one num_attention_heads for the two",
     ]
-    with pytest.raises(ConversionError, match=r"norm\.kind is rms.*mixer\.kv_heads is 2"):
+    with pytest.raises(ConversionError, match=r"norm: rmsnorm.*key/value heads: 2"):
         write_config(by_name("gpt_neox"), ours)
 
 
 @pytest.mark.parametrize(
     ("family", "changes", "reason"),
     [
-        ("gpt_neox", {"position": {"kind": "alibi"}}, "position.kind is alibi, gpt_neox has rotary"),
-        ("gpt_neox", {"mixer": {"heads": 6, "head_dim": 4}}, "mixer.head_dim is 4, gpt_neox has 8"),
-        ("gpt_neox", {"width": 50, "mixer": {"heads": 6, "head_dim": 8}}, "mixer.head_dim is 8, gpt_neox has 8.33"),
-        ("gpt_neox", {"mixer": {"heads": 6, "qk_norm": True}}, "mixer.qk_norm is true, gpt_neox has false"),
-        ("gpt_neox", {"mixer": {"heads": 6, "out_bias": False}}, "mixer.bias is true and mixer.out_bias is false"),
-        ("llama", {"residual": "parallel"}, "residual is parallel, llama has sequential"),
-        ("llama", {"position": {"kind": "rotary", "fraction": 0.5}}, "position.fraction is 0.5, llama has 1"),
-        ("llama", {"width": 50, "mixer": {"heads": 6, "head_dim": 8}}, "width is 50, llama has 48"),
-        ("mistral", {"mixer": {"heads": 6, "bias": True}}, "mixer.bias is true, mistral has false"),
-        ("mistral", {"norm": {"kind": "layer"}}, "norm.kind is layer, mistral has rms"),
+        ("gpt_neox", {"position": {"kind": "alibi"}}, "position: ALiBi, GPT-NeoX has rotary"),
+        ("gpt_neox", {"mixer": {"heads": 6, "head_dim": 4}}, "elements of a head: 4, GPT-NeoX has width / heads"),
+        (
+            "gpt_neox",
+            {"width": 50, "mixer": {"heads": 6, "head_dim": 8}},
+            "elements of a head: 8, GPT-NeoX has width",
+        ),
+        ("gpt_neox", {"mixer": {"heads": 6, "qk_norm": True}}, "norm of queries and keys: one, GPT-NeoX has none"),
+        (
+            "gpt_neox",
+            {"mixer": {"heads": 6, "out_bias": False}},
+            "bias of query, key and value: one, bias of the attention's output: none, GPT",
+        ),
+        ("llama", {"residual": "parallel"}, "residual: parallel, Llama has sequential"),
+        ("llama", {"position": {"kind": "rotary", "fraction": 0.5}}, "rotated part of each head: 0.5, Llama has 1"),
+        ("llama", {"width": 50, "mixer": {"heads": 6, "head_dim": 8}}, "width: 50, Llama has a multiple of its heads"),
+        ("mistral", {"mixer": {"heads": 6, "bias": True}}, "bias of query, key and value: one, Mistral has none"),
+        ("mistral", {"norm": {"kind": "layer"}}, "norm: layernorm, Mistral has rmsnorm"),
     ],
 )
 def test_unfit(family: str, changes: dict[str, Any], reason: str) -> None:

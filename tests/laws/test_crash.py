@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from killing import Saver
 from sound import damaged
 from transformers import AutoModelForCausalLM
 
@@ -38,48 +37,11 @@ crash_writer = _load()
 values = crash_writer.values
 
 
-class Saver:
-    """A process with everything loaded, which forks for each save."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", SCRIPT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def begin(self, folder: Path, seed: int, kill_at: int = 0, act: str = "save") -> int:
-        """Begin a save, or an export; returns the process to kill."""
-        assert self.process.stdin is not None
-        print(act, folder, seed, kill_at, file=self.process.stdin, flush=True)
-        return int(self.line())
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the end of a save: the signal that killed it (0 when none did), and what it said before."""
-        said = ""
-        assert self.process.stdin is not None
-        print(file=self.process.stdin, flush=True)
-        while not (line := self.line()).startswith("ended"):
-            said = line
-        return int(line.split()[1]), said
-
-
 @pytest.fixture(scope="module")
 def saver() -> Iterator[Saver]:
-    saver = Saver()
+    saver = Saver(SCRIPT)
     yield saver
-    assert saver.process.stdin is not None
-    assert saver.process.stdout is not None
-    saver.process.stdin.close()
-    saver.process.wait()
-    saver.process.stdout.close()
+    saver.close()
 
 
 def seed_of(folder: Path) -> int:

@@ -9,23 +9,25 @@ from neoxkit.families.layout import PerHead, Same, Stacked, Transposed
 SIZES = st.integers(1, 5)
 
 
-@given(heads=SIZES, parts=SIZES, rows=SIZES, columns=st.one_of(st.none(), SIZES))
-def test_per_head(heads: int, parts: int, rows: int, columns: int | None) -> None:
-    shape = (heads * parts * rows,) if columns is None else (heads * parts * rows, columns)
+@given(heads=SIZES, parts=st.lists(SIZES, min_size=1, max_size=4), rows=SIZES, columns=st.one_of(st.none(), SIZES))
+def test_per_head(heads: int, parts: list[int], rows: int, columns: int | None) -> None:
+    shape = (heads * sum(parts) * rows, *([] if columns is None else [columns]))
     theirs = torch.randn(shape)
-    layout = PerHead(heads, parts)
+    layout = PerHead(heads, tuple(parts))
     ours = layout.split([theirs])
-    assert len(ours) == parts
+    assert [each.shape[0] for each in ours] == [heads * part * rows for part in parts]
     assert torch.equal(layout.join(ours)[0], theirs)
     again = layout.split(layout.join(ours))
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 
 
 def test_per_head_interleaves_by_head() -> None:
-    """The example of the docstring: 2 heads of 1 row."""
+    """The examples of the docstring: heads of 1 row."""
     theirs = torch.tensor([[10], [20], [30], [11], [21], [31]])  # q0 k0 v0 q1 k1 v1
     q, k, v = PerHead(heads=2).split([theirs])
     assert (q.flatten().tolist(), k.flatten().tolist(), v.flatten().tolist()) == ([10, 11], [20, 21], [30, 31])
+    q, k, v = PerHead(2, (2, 1, 1)).split([torch.tensor([10, 11, 20, 30, 12, 13, 21, 31])])
+    assert (q.tolist(), k.tolist(), v.tolist()) == ([10, 11, 12, 13], [20, 21], [30, 31])
 
 
 def test_same() -> None:

@@ -60,7 +60,7 @@ def test_gradients(tiny: Tiny, source: Source) -> None:
 
     ours = load_decoder(source).train()
     hidden = ours.hidden(ids)[:, :-1]
-    total, count = cross_entropy(hidden.reshape(-1, hidden.shape[-1]), ours.head.weight, ids[:, 1:].reshape(-1))
+    total, count = cross_entropy(hidden.reshape(-1, hidden.shape[-1]), ours.head, ids[:, 1:].reshape(-1))
     (total / count).backward()
     assert (total / count).item() == pytest.approx(loss.item(), abs=1e-5)
     grads = {}

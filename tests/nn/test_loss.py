@@ -6,6 +6,15 @@ import torch.nn.functional as F
 
 from neoxkit.nn import loss
 from neoxkit.nn.loss import cross_entropy
+from neoxkit.parallel.layers import Head
+
+
+def head(weight: torch.Tensor) -> Head:
+    """A head with this weight, which it shares."""
+    found = Head("head", *weight.shape)
+    del found.weight
+    found.weight = weight  # type: ignore[assignment]
+    return found
 
 
 @pytest.mark.parametrize("slice_elements", [1, 37 * 5, 2**22])
@@ -18,7 +27,7 @@ def test_equals_torch(monkeypatch: pytest.MonkeyPatch, slice_elements: int, mask
     mask = (torch.rand(23) < 0.5).float() if masked else None
     ours = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
     theirs = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
-    total, count = cross_entropy(*ours, labels, mask)
+    total, count = cross_entropy(ours[0], head(ours[1]), labels, mask)
     (total / 7).backward()
     nats = F.cross_entropy(theirs[0] @ theirs[1].T, labels, reduction="none")
     wanted = nats.sum() if mask is None else (nats * mask).sum()
@@ -31,13 +40,13 @@ def test_equals_torch(monkeypatch: pytest.MonkeyPatch, slice_elements: int, mask
 
 def test_large_logits_do_not_overflow() -> None:
     hidden, weight = torch.tensor([[1000.0]]), torch.tensor([[1.0], [-1.0]])
-    total, _ = cross_entropy(hidden, weight, torch.tensor([1]))
+    total, _ = cross_entropy(hidden, head(weight), torch.tensor([1]))
     assert total.item() == 2000.0
 
 
 def test_no_gradient_is_computed_without_need() -> None:
     weight = torch.randn(5, 3)
-    total, _ = cross_entropy(torch.randn(4, 3), weight, torch.tensor([0, 1, 2, 3]))
+    total, _ = cross_entropy(torch.randn(4, 3), head(weight), torch.tensor([0, 1, 2, 3]))
     assert not total.requires_grad
 
 
@@ -45,9 +54,9 @@ def test_bf16_is_close_to_fp32() -> None:
     torch.manual_seed(1)
     hidden, weight = torch.randn(64, 32), torch.randn(50, 32) * 0.1
     labels = torch.randint(0, 50, (64,))
-    exact, _ = cross_entropy(hidden, weight, labels)
+    exact, _ = cross_entropy(hidden, head(weight), labels)
     half = weight.bfloat16().requires_grad_()
-    rough, _ = cross_entropy(hidden.bfloat16(), half, labels)
+    rough, _ = cross_entropy(hidden.bfloat16(), head(half), labels)
     rough.backward()
     assert rough.dtype == torch.float32
     assert half.grad is not None

@@ -88,6 +88,24 @@ def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
     assert steps_of(folder / "run") == ["step-00000004", "step-00000005"]
 
 
+def test_a_damaged_checkpoint_is_not_one_of_those_that_are_kept(folder: Path) -> None:
+    start(folder, "save.every=1", steps=3)
+    (folder / "run" / "step-00000002" / "manifest.json").write_text("{")
+    start(folder, "save.every=1", "save.keep_last=3", steps=4)
+    assert steps_of(folder / "run") == ["step-00000001", "step-00000003", "step-00000004"]
+
+
+def test_a_checkpoint_that_is_being_read_goes_with_a_later_save(folder: Path) -> None:
+    first = start(folder, steps=1).checkpoint
+    with Checkpoint.open(first) as reader:
+        reader.read("model/embed.weight")
+        start(folder, "save.every=1", "save.keep_last=1", steps=2)
+        assert steps_of(folder / "run") == ["step-00000001", "step-00000002"]
+        assert reader.read("model/norm.weight").numel()
+    start(folder, "save.every=1", "save.keep_last=1", steps=3)
+    assert steps_of(folder / "run") == ["step-00000003"]
+
+
 def test_the_same_command_again_does_nothing(folder: Path) -> None:
     outcome = start(folder, steps=2)
     before = {path: path.stat().st_mtime_ns for path in sorted((folder / "run").rglob("*"))}

@@ -9,6 +9,7 @@ import pytest
 import tiny_runs as runs
 import torch
 
+from neoxkit.checkpoint.dtypes import name_of
 from neoxkit.errors import CheckpointError, ConversionError
 from neoxkit.families import by_name
 from neoxkit.families.schema import expand
@@ -47,6 +48,9 @@ class Memory:
 
     def spec(self, name: str) -> TensorSpec:
         return self.specs[name]
+
+    def dtype(self, name: str) -> str:
+        return name_of(self.held[name].dtype)
 
     def read(self, name: str, want: Any = None) -> torch.Tensor:
         value = self.held[name]

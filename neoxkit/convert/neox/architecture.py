@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from neoxkit.config.model import ModelConfig
 from neoxkit.convert.neox.settings import REMEDY, Settings
-from neoxkit.convert.neox.storage import Files, Stored
 from neoxkit.convert.neox.tensors import ROTARY, Tensors
+from neoxkit.convert.pickles.storage import Files, Stored
 from neoxkit.errors import ConversionError
 from neoxkit.families import by_name
-from neoxkit.families.spelling import unfit
+from neoxkit.families.fit import unfit
 from neoxkit.log import warn
 
 SPELLINGS = ("gpt_neox", "llama", "mistral")

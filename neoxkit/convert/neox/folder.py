@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+from neoxkit.checkpoint.folder import AnyPlace
+from neoxkit.checkpoint.store import Place
 from neoxkit.errors import CheckpointError
 
 LAYER = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
@@ -13,7 +14,7 @@ ZERO3 = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
 _STEP = re.compile(r"global_step\d+")
 
 
-def find(path: Path) -> Path | None:
+def find(path: AnyPlace) -> AnyPlace | None:
     """The folder of a checkpoint: `path`, the one that its file `latest` names, or the only one in it.
 
     None when there is none. Raises CheckpointError when there are several and nothing says which.
@@ -37,7 +38,7 @@ def find(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _has_weights(folder: Path) -> bool:
+def _has_weights(folder: Place) -> bool:
     if not folder.is_dir():
         return False
     return any(

@@ -6,7 +6,7 @@ gate; matrices that write to the residual stream are cut by columns; what is not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from neoxkit.checkpoint.dtypes import empty
 from neoxkit.config.model import ModelConfig
+from neoxkit.convert.neox.flat import Part, read_rows
 from neoxkit.convert.neox.settings import REMEDY
-from neoxkit.convert.neox.storage import Files, Stored
 from neoxkit.convert.neox.tensors import Key, Tensors
+from neoxkit.convert.pickles.storage import Files
 from neoxkit.errors import ConversionError
 
 Warn = Callable[[float], None]
-Parts = tuple[Stored, ...]
+Parts = tuple[Part, ...]
 
 
 class Place(Protocol):
@@ -31,6 +32,10 @@ class Place(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Of the whole tensor."""
 
+    @property
+    def dtype(self) -> str:
+        """As safetensors spells it."""
+
     def read(self, files: Files, start: int, stop: int, differs: Warn) -> Tensor:
         """Rows of it. `differs` is told by how much ranks differ that should hold the same."""
 
@@ -39,7 +44,7 @@ class Place(Protocol):
 class Run:
     """Rows of one rank's part."""
 
-    part: Stored
+    part: Part
     start: int
     stop: int
 
@@ -55,6 +60,11 @@ class Rows:
         """The sum of the rows."""
         return sum(run.stop - run.start for run in self.runs), *self.runs[0].part.shape[1:]
 
+    @property
+    def dtype(self) -> str:
+        """Of each."""
+        return self.runs[0].part.dtype
+
     def read(self, files: Files, start: int, stop: int, differs: Warn) -> Tensor:
         """Each run is read to where it belongs."""
         value, octets = empty((stop - start, *self.shape[1:]), self.runs[0].part.dtype)
@@ -64,7 +74,7 @@ class Rows:
             first, last = max(at, start), min(at + run.stop - run.start, stop)
             if first < last:
                 rows = run.start + first - at, run.start + last - at
-                files.read_rows(run.part, rows, octets[(first - start) * row : (last - start) * row])
+                read_rows(files, run.part, rows, octets[(first - start) * row : (last - start) * row])
             at += run.stop - run.start
         return value
 
@@ -80,6 +90,11 @@ class Columns:
         """The sum of the columns."""
         rows, columns = self.parts[0].shape
         return rows, columns * len(self.parts)
+
+    @property
+    def dtype(self) -> str:
+        """Of each."""
+        return self.parts[0].dtype
 
     def read(self, files: Files, start: int, stop: int, differs: Warn) -> Tensor:
         """One part after the other."""
@@ -99,6 +114,11 @@ class Replicas:
     def shape(self) -> tuple[int, ...]:
         """Of each."""
         return self.parts[0].shape
+
+    @property
+    def dtype(self) -> str:
+        """Of each."""
+        return self.parts[0].dtype
 
     def read(self, files: Files, start: int, stop: int, differs: Warn) -> Tensor:
         """Compares them."""
@@ -121,60 +141,70 @@ class Sum:
         """Of each."""
         return self.parts[0].shape
 
+    @property
+    def dtype(self) -> str:
+        """Of each."""
+        return self.parts[0].dtype
+
     def read(self, files: Files, start: int, stop: int, differs: Warn) -> Tensor:
         """The sum, rounded once."""
         values = [_rows(files, part, start, stop) for part in self.parts]
         return values[0] if len(values) == 1 else torch.stack(values).double().sum(0).to(values[0].dtype)
 
 
-def _rows(files: Files, part: Stored, start: int, stop: int) -> Tensor:
+def _rows(files: Files, part: Part, start: int, stop: int) -> Tensor:
     value, octets = empty((stop - start, *part.shape[1:]), part.dtype)
-    files.read_rows(part, (start, stop), octets)
+    read_rows(files, part, (start, stop), octets)
     return value
 
 
-def places(config: ModelConfig, tensors: Tensors, grouped: bool, add_biases: bool) -> Iterator[tuple[str, Key, Place]]:
+def places(
+    config: ModelConfig, tensors: Tensors, parts: Mapping[Key, Parts], grouped: bool, add_biases: bool
+) -> Iterator[tuple[str, Key, Place]]:
     """Our names, the key of theirs, and how it lies there, for each of their tensors that is known.
 
-    `grouped`: a rank's query_key_value with fewer key/value heads is [Q | K | V], and not cut by query
-    heads. `add_biases`: the biases of matrices cut by columns are parts of a sum.
+    `parts` are the tensors' own, or others of the same shapes, such as masters. `grouped`: a rank's
+    query_key_value with fewer key/value heads is [Q | K | V], and not cut by query heads.
+    `add_biases`: the biases of matrices cut by columns are parts of a sum.
     """
     kinds = ("weight", "bias")
-    yield from _named(tensors, "embed.weight", (tensors.embed, "word_embeddings.weight"), _stacked)
-    yield from _named(tensors, "position.weight", (tensors.embed, "position_embeddings.weight"), Replicas)
+    yield from _named(parts, "embed.weight", (tensors.embed, "word_embeddings.weight"), _stacked)
+    yield from _named(parts, "position.weight", (tensors.embed, "position_embeddings.weight"), Replicas)
     for index, layer in enumerate(tensors.blocks):
         ours = f"layers.{index}."
         for name, theirs in (("norm1", "input_layernorm"), ("norm2", "post_attention_layernorm")):
             for kind in (*kinds, "scale"):
-                yield from _named(tensors, f"{ours}{name}.{_kind(kind)}", (layer, f"{theirs}.{kind}"), Replicas)
+                yield from _named(parts, f"{ours}{name}.{_kind(kind)}", (layer, f"{theirs}.{kind}"), Replicas)
         for kind in kinds:
             key = layer, f"attention.query_key_value.{kind}"
             for number, letter in enumerate("qkv"):
-                yield from _named(tensors, f"{ours}attn.{letter}.{kind}", key, _head_rows(config, number, grouped))
+                yield from _named(parts, f"{ours}attn.{letter}.{kind}", key, _head_rows(config, number, grouped))
             for name, theirs in (("attn.o", "attention.dense"), ("mlp.down", "mlp.linear2"), ("mlp.down", "mlp.w2")):
                 whole = Columns if kind == "weight" else Sum if add_biases else Replicas
-                yield from _named(tensors, f"{ours}{name}.{kind}", (layer, f"{theirs}.{kind}"), whole)
+                yield from _named(parts, f"{ours}{name}.{kind}", (layer, f"{theirs}.{kind}"), whole)
             key = layer, f"mlp.linear1.{kind}"
             if config.mlp.gated:
-                yield from _named(tensors, f"{ours}mlp.gate.{kind}", key, _lower_half)
-                yield from _named(tensors, f"{ours}mlp.up.{kind}", key, _upper_half)
+                yield from _named(parts, f"{ours}mlp.gate.{kind}", key, _lower_half)
+                yield from _named(parts, f"{ours}mlp.up.{kind}", key, _upper_half)
             else:
-                yield from _named(tensors, f"{ours}mlp.up.{kind}", key, _stacked)
-            yield from _named(tensors, f"{ours}mlp.gate.{kind}", (layer, f"mlp.w1.{kind}"), _stacked)
-            yield from _named(tensors, f"{ours}mlp.up.{kind}", (layer, f"mlp.w3.{kind}"), _stacked)
+                yield from _named(parts, f"{ours}mlp.up.{kind}", key, _stacked)
+            yield from _named(parts, f"{ours}mlp.gate.{kind}", (layer, f"mlp.w1.{kind}"), _stacked)
+            yield from _named(parts, f"{ours}mlp.up.{kind}", (layer, f"mlp.w3.{kind}"), _stacked)
     for kind in (*kinds, "scale"):
-        yield from _named(tensors, f"norm.{_kind(kind)}", (tensors.norm, f"norm.{kind}"), Replicas)
+        yield from _named(parts, f"norm.{_kind(kind)}", (tensors.norm, f"norm.{kind}"), Replicas)
     if tensors.head is not None:
-        yield from _named(tensors, "head.weight", (tensors.head, "final_linear.weight"), _stacked)
+        yield from _named(parts, "head.weight", (tensors.head, "final_linear.weight"), _stacked)
 
 
 def _kind(theirs: str) -> str:
     return "weight" if theirs == "scale" else theirs
 
 
-def _named(tensors: Tensors, ours: str, key: Key, build: Callable[[Parts], Place]) -> Iterator[tuple[str, Key, Place]]:
-    if key in tensors.places:
-        yield ours, key, build(tensors.places[key])
+def _named(
+    parts: Mapping[Key, Parts], ours: str, key: Key, build: Callable[[Parts], Place]
+) -> Iterator[tuple[str, Key, Place]]:
+    if key in parts:
+        yield ours, key, build(parts[key])
 
 
 def _stacked(parts: Parts) -> Rows:

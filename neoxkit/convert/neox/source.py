@@ -9,15 +9,21 @@ from pathlib import Path
 
 from torch import Tensor
 
-from neoxkit.checkpoint.format import BLOCK_BYTES, ITEM_BYTES, MODEL
+from neoxkit.checkpoint.format import BLOCK_BYTES, ITEM_BYTES, MODEL, bare
+from neoxkit.checkpoint.store import Place as AnyPlace
 from neoxkit.config.model import ModelConfig
 from neoxkit.convert.neox.architecture import USED, build_config
 from neoxkit.convert.neox.folder import find
-from neoxkit.convert.neox.layout import Place, places
+from neoxkit.convert.neox.layout import Place, Sum, places
+from neoxkit.convert.neox.masters import Master, ranks, rounds, stale
+from neoxkit.convert.neox.optimizer import MASTER, WITHOUT
 from neoxkit.convert.neox.settings import read_settings
-from neoxkit.convert.neox.storage import Files
+from neoxkit.convert.neox.states import has_states, read_states
 from neoxkit.convert.neox.tensors import Key, Tensors, read_tensors
-from neoxkit.errors import CheckpointError, ConfigError, ConversionError
+from neoxkit.convert.neox.training import Training, training
+from neoxkit.convert.pickles.storage import Files
+from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.errors import CheckpointError, ConfigError, ConversionError, DataError
 from neoxkit.log import note, warn
 from neoxkit.nn.decoder import specs
 from neoxkit.spec import Box, TensorSpec, rows, whole
@@ -43,18 +49,26 @@ class NeoxSource:
     `path` is a global_step folder, or the one with the file `latest`. `settings` are YAML files whose
     values go before those of the checkpoint's own. `assume` says what the files do not: see ASSUMPTIONS.
 
+    With `state`, the optimizer's masters and moments are its tensors too, where there are any, and
+    `training` is the rest of what a run goes on from.
+
     Opening reads no tensors but checks names and shapes. Raises ConversionError or CheckpointError,
     naming the file, the setting or the tensor.
     """
 
     kind = "gpt-neox"
 
-    def __init__(self, path: Path, settings: Sequence[Path] = (), assume: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Sequence[Path] = (),
+        assume: Mapping[str, str] | None = None,
+        state: bool = False,
+    ) -> None:
         folder = find(path)
         if folder is None:
             raise CheckpointError(f"{path}: no gpt-neox checkpoint", "choose a folder with mp_rank_00_model_states.pt")
         self.folder = folder
-        self.tokenizer = folder
         self._assumed: dict[str, str] = {}
         self._files = Files()
         self._differing: set[str] = set()
@@ -69,9 +83,52 @@ class NeoxSource:
         self._specs = {MODEL + name: spec for name, spec in specs(self.config).items()}
         self._places: dict[str, Place] = {}
         self._keys: dict[str, Key] = {}
-        for name, key, place in places(self.config, self.tensors, grouped, add):
+        for name, key, place in places(self.config, self.tensors, self.tensors.places, grouped, add):
             self._places[MODEL + name], self._keys[MODEL + name] = place, key
         self._check()
+        self._masters: dict[str, Place] = {}
+        self.training: Training | None = None
+        if state and self.resumable:
+            self._add_state(grouped, add)
+
+    @cached_property
+    def tokenizer(self) -> AnyPlace:
+        """The tokenizer.json that the settings name as vocab_file, if it is there, else the folder."""
+        named = self.settings.get("vocab_file")
+        if isinstance(named, str) and Path(named).is_file():
+            try:
+                Tokenizer(named)
+            except DataError:
+                return self.folder  # another format, such as the vocab.json of GPT-2
+            return Path(named)
+        return self.folder
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is state of an optimizer, be it whole or not."""
+        return has_states(self.tensors)
+
+    def _add_state(self, grouped: bool, add: bool) -> None:
+        """The optimizer's tensors under our names. See `masters` for how they follow the weights'."""
+        states = read_states(self.tensors, self._files)
+        weights = dict(self._places)
+        for kind, parts in states.places.items():
+            for name, key, place in places(self.config, self.tensors, parts, grouped, add and kind == MASTER):
+                ours = f"optimizer/{kind}/{name}"
+                if kind == MASTER:
+                    self._masters[MODEL + name] = place
+                    if place.dtype == weights[MODEL + name].dtype:
+                        continue  # in fp32 the weights are the masters
+                    place = Master(place, weights[MODEL + name])
+                self._places[ours], self._keys[ours] = place, key
+                self._specs[ours] = self._specs[MODEL + name]
+        shared = {
+            name.removeprefix(MODEL): self.tensors.tp
+            for name, place in weights.items()
+            if isinstance(place, Sum) and self.tensors.tp > 1
+        }
+        own = [self._specs[name] for name in weights]
+        self.training = training(self.tensors, self.settings, states, own, shared)
 
     def names(self) -> Sequence[str]:
         """Ours, with component, those of one foreign tensor side by side."""
@@ -83,7 +140,7 @@ class NeoxSource:
 
     def dtype(self, name: str) -> str:
         """The dtype of the foreign tensor that holds it."""
-        return self.tensors.places[self._keys[name]][0].dtype
+        return self._places[name].dtype
 
     @cached_property
     def lineage(self) -> dict[str, str]:
@@ -101,6 +158,8 @@ class NeoxSource:
     def read(self, name: str, want: Box | None = None) -> Tensor:
         """A box of one of our tensors. Warns of ranks which differ in what they should hold alike."""
         box = whole(self._specs[name].shape) if want is None else want
+        if name in self._masters:
+            self._check_master(name, box[0])
         value = self._places[name].read(self._files, *box[0], lambda most: self._differs(name, most))
         return value[(slice(None), *(slice(*span) for span in box[1:]))].contiguous()
 
@@ -114,13 +173,27 @@ class NeoxSource:
         """Close the files."""
         self._files.close()
 
+    def _check_master(self, name: str, span: tuple[int, int]) -> None:
+        """Raise ConversionError where masters, on any rank, do not round to the weights in these rows."""
+        pairs = zip(ranks(self._masters[name]), ranks(self._places[name]), strict=True)
+        for master, weight in pairs:
+            values = master.read(self._files, *span, _silent), weight.read(self._files, *span, _silent)
+            if not rounds(*values) and (count := int(stale(*values).sum())):
+                raise ConversionError(
+                    f"{self.folder}: {count} of {values[0].numel()} fp32 masters of {name.removeprefix(MODEL)} in rows "
+                    f"{span[0]} to {span[1]} do not round to the weights: gpt-neox leaves masters as they were when "
+                    f"it loads weights alone",
+                    WITHOUT,
+                )
+
     def _differs(self, name: str, most: float) -> None:
         layer, key = self._keys[name]
         if name not in self._differing:
             self._differing.add(name)
+            kind = name.removesuffix(bare(name)).removeprefix("optimizer/").removeprefix(MODEL)
             warn(
-                f"{self.folder}: {key!r} of layer {layer} should be the same on all {self.tensors.tp} ranks, "
-                f"but differs by up to {most:.3g}; {name.removeprefix(MODEL)} is their mean"
+                f"{self.folder}: {kind.replace('/', ' of ')}{key!r} of layer {layer} should be the same on all "
+                f"{self.tensors.tp} ranks, but differs by up to {most:.3g}; {name.removeprefix(MODEL)} is their mean"
             )
 
     def _grouped(self, given: str | None) -> bool:
@@ -177,6 +250,10 @@ class NeoxSource:
                 f"the settings ask for",
                 "give the right settings with --config FILE",
             )
+
+
+def _silent(most: float) -> None:
+    """Ranks that differ are told of when the weights are read."""
 
 
 def check_assumptions(given: Mapping[str, str]) -> Mapping[str, str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from neoxkit.convert.neox.folder import LAYER, RANK
-from neoxkit.convert.neox.storage import Stored
-from neoxkit.convert.neox.torch_file import read_objects
+from neoxkit.convert.pickles.storage import Stored
+from neoxkit.convert.pickles.torch_file import read_objects
 from neoxkit.errors import CheckpointError, ConversionError
 
 Key = tuple[int, str]
@@ -54,6 +54,7 @@ class Tensors:
     generation: Literal[1, 2, 3]
     blocks: range = range(0)
     about: dict[str, Any] = field(default_factory=dict)  # what an mp_rank file says beside tensors
+    optimizer: bool = False  # an mp_rank file holds an optimizer's state
     embed: int = 0
     norm: int = 0
     head: int | None = None
@@ -89,6 +90,7 @@ def read_tensors(folder: Path) -> Tensors:
     found = _sorted_out(folder, raw, tp, files)
     found.pipelined = bool(layers)
     found.about = {key: value for key, value in about.items() if key not in ("module", "optimizer")}
+    found.optimizer = bool(about.get("optimizer"))
     _number(found)
     return found
 
@@ -175,10 +177,15 @@ def _sorted_out(folder: Path, raw: Raw, tp: int, files: list[Path]) -> Tensors:
         if name in BUFFERS:
             found.buffers[layer, name] = first
             continue
-        for before, after in RENAMED:
-            name = name.replace(before, after)
-        found.places[layer, name] = tuple(parts[rank][0] for rank in range(tp))
+        found.places[layer, newest_name(name)] = tuple(parts[rank][0] for rank in range(tp))
     return found
+
+
+def newest_name(name: str) -> str:
+    """What the newest generation calls a tensor of the first."""
+    for before, after in RENAMED:
+        name = name.replace(before, after)
+    return name
 
 
 def _number(found: Tensors) -> None:

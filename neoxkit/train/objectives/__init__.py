@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from neoxkit.data.batch import Batch
+from neoxkit.parallel.layers import Head
 
 
 @dataclass(frozen=True)
@@ -25,5 +26,5 @@ class Loss:
 class Objective(Protocol):
     """A loss as a function of what the model says and what the batch asks."""
 
-    def loss(self, hidden: Tensor, head: nn.Module, batch: Batch) -> Loss:
+    def loss(self, hidden: Tensor, head: Head, batch: Batch) -> Loss:
         """The loss of a micro-batch whose residual stream after the final norm is `hidden` [B, T, width]."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from neoxkit.checkpoint.format import ITEM_BYTES
-from neoxkit.convert.neox.storage import Storage
-from neoxkit.convert.neox.unpickle import DAMAGE, ForbiddenError, Kind, load
+from neoxkit.convert.pickles.storage import Storage
+from neoxkit.convert.pickles.unpickle import DAMAGE, ForbiddenError, Kind, UnsupportedError, load
 from neoxkit.errors import CheckpointError
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files before torch 1.6, which are no zip
@@ -19,6 +19,7 @@ _LOCAL_HEADER = 30  # bytes before a zip member's name, the lengths of which sta
 
 _DAMAGED = "not a file of torch tensors, or damaged"
 _AGAIN = "fetch it again"
+_PLAINLY = "write it anew with torch.save, as plain tensors of fp32, fp16 or bf16"
 
 
 def read_objects(file: Path) -> Any:
@@ -37,6 +38,8 @@ def read_objects(file: Path) -> Any:
         raise CheckpointError(f"{file}: {error.strerror or error}", _AGAIN) from error
     except ForbiddenError as error:
         raise CheckpointError(f"{file}: asks for {error}: refused", "do not trust this file") from error
+    except UnsupportedError as error:
+        raise CheckpointError(f"{file}: holds {error}, which is not read here", _PLAINLY) from error
     except (*DAMAGE, zipfile.BadZipFile, struct.error, NotImplementedError, MemoryError) as error:
         raise CheckpointError(f"{file}: {_DAMAGED} ({error})", _AGAIN) from error
 
@@ -50,12 +53,16 @@ def _read_zip(file: Path, opened: IO[bytes]) -> Any:
         """The first byte of a member, and its bytes."""
         member = members[name]
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-            raise ValueError(f"{name} is compressed")
+            raise UnsupportedError(f"{name} compressed")
         opened.seek(member.header_offset)
         header = opened.read(_LOCAL_HEADER)
-        first = member.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", header[26:]))
+        named, more = struct.unpack("<HH", header[26:])
+        first = member.header_offset + _LOCAL_HEADER + named + more
         if header[:4] != b"PK\x03\x04" or first + member.file_size > end:
             raise ValueError(f"{name} reaches beyond the file")
+        # A length that is wrong here would move the tensor by some bytes, in silence.
+        if opened.read(named) != name.encode() or not _fields_fill(opened.read(more)):
+            raise ValueError(f"{name} has two headers that disagree")
         return first, member.file_size
 
     def member(name: str) -> bytes:
@@ -77,6 +84,14 @@ def _read_zip(file: Path, opened: IO[bytes]) -> Any:
         return Storage(file, kind.dtype, first, elements)
 
     return load(io.BytesIO(member(f"{root}data.pkl")), storage)
+
+
+def _fields_fill(extra: bytes) -> bool:
+    """Whether the fields of a member's header, each a kind, a length and so many bytes, end where it ends."""
+    at = 0
+    while at + 4 <= len(extra):
+        at += 4 + int.from_bytes(extra[at + 2 : at + 4], "little")
+    return at == len(extra)
 
 
 def _read_legacy(file: Path, opened: IO[bytes]) -> Any:

@@ -98,12 +98,13 @@ class Files:
         dense = flat.as_strided(part.shape, part.strides).contiguous()
         into[:] = dense.reshape(-1).view(torch.uint8).numpy()
 
-    def read(self, tensor: Stored) -> Tensor:
-        """All of a tensor."""
-        value, octets = empty(tensor.shape or (1,), tensor.dtype)
+    def read(self, tensor: Stored, rows: tuple[int, int] | None = None) -> Tensor:
+        """All of a tensor, or `rows` of its dimension 0. Raises CheckpointError as `read_rows` does."""
         whole = tensor if tensor.shape else Stored(tensor.storage, tensor.offset, (1,), (1,))
-        self.read_rows(whole, (0, whole.shape[0]), octets)
-        return value.reshape(tensor.shape)
+        start, stop = rows or (0, whole.shape[0])
+        value, octets = empty((stop - start, *whole.shape[1:]), tensor.dtype)
+        self.read_rows(whole, (start, stop), octets)
+        return value if tensor.shape else value.reshape(())
 
     def close(self) -> None:
         """Close them."""

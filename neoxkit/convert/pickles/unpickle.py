@@ -2,18 +2,23 @@
 
 No name that a file asks for is ever imported. Those that build tensors and containers are ours, those
 known to be harmless (the state of random generators, classes of DeepSpeed) become an Inert object that
-remembers what it was given, and any other is refused.
+keeps its state alone, and any other is refused.
 """
 
 from __future__ import annotations
 
 import pickle
 import pickletools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import IO, Any
 
-from neoxkit.convert.neox.storage import Sealed, Storage, Stored
+from neoxkit.checkpoint.json_text import LARGEST
+from neoxkit.checkpoint.safetensors_file import reasonable
+from neoxkit.convert.pickles.bounded import BoundedUnpickler, check_keys
+from neoxkit.convert.pickles.storage import Sealed, Storage, Stored
 
 DTYPES = {
     "DoubleStorage": "F64",
@@ -70,18 +75,19 @@ class ForbiddenError(Exception):
     """A pickle asks for something that is neither a tensor nor a plain container."""
 
 
+class UnsupportedError(Exception):
+    """A file of tensors, and of none that are read here: compressed, quantised, sparse, of an odd dtype."""
+
+
 class Inert:
-    """Stands for an object that is not built: it keeps what the pickle gives it, and does nothing."""
+    """Stands for an object that is not built: it keeps the state that the pickle gives it, and does nothing."""
 
     named = ""
     state: object = None
-    args: tuple[object, ...] = ()
 
     def __new__(cls, *args: object, **options: object) -> Inert:
         """Any arguments will do."""
-        made = super().__new__(cls)
-        made.args = args
-        return made
+        return super().__new__(cls)
 
     def __init__(self, *args: object, **options: object) -> None:
         pass
@@ -118,13 +124,19 @@ class Builder(Sealed):
 def _tensor(storage: object, offset: object, shape: object, strides: object, *rest: object) -> Stored:
     """What torch._utils._rebuild_tensor_v2 and its forerunner are given."""
     sizes, steps = _sizes(shape), _sizes(strides)
+    if not reasonable(sizes):
+        raise pickle.UnpicklingError("the sizes of no tensor")
     if not isinstance(storage, Storage) or len(sizes) != len(steps) or not isinstance(offset, int) or offset < 0:
         raise pickle.UnpicklingError("not a tensor")
-    return Stored(storage, offset, sizes, steps)
+    tensor = Stored(storage, offset, sizes, steps)
+    # A stride of 0 repeats elements: so some bytes could ask for all memory.
+    if prod(sizes) > storage.elements and tensor.bytes > storage.file.stat().st_size:
+        raise pickle.UnpicklingError("a tensor larger than its file")
+    return tensor
 
 
 def _sizes(value: object) -> tuple[int, ...]:
-    if not isinstance(value, tuple) or not all(isinstance(size, int) and size >= 0 for size in value):
+    if not isinstance(value, tuple) or not all(type(size) is int and 0 <= size <= LARGEST for size in value):
         raise pickle.UnpicklingError("not the sizes of a tensor")
     return value
 
@@ -140,26 +152,44 @@ def _bytes(text: object, encoding: object) -> bytes:
     return text.encode("latin1")
 
 
+def _mapping(pairs: object = ()) -> Mapping:
+    if not isinstance(pairs, list | tuple) or not all(isinstance(pair, list | tuple) and pair for pair in pairs):
+        raise pickle.UnpicklingError("not the entries of a mapping")
+    check_keys(pair[0] for pair in pairs)
+    return Mapping(pairs)
+
+
+def _set(elements: object = ()) -> set[object]:
+    if not isinstance(elements, list | tuple):
+        raise pickle.UnpicklingError("not the elements of a set")
+    check_keys(elements)
+    return set(elements)
+
+
 _BUILT: dict[str, Callable[..., object]] = {
-    "collections.OrderedDict": Mapping,
-    "__builtin__.set": set,
-    "builtins.set": set,
-    "builtins.frozenset": frozenset,
+    "collections.OrderedDict": _mapping,
+    "__builtin__.set": _set,
+    "builtins.set": _set,
+    "builtins.frozenset": lambda elements=(): frozenset(_set(elements)),
     "_codecs.encode": _bytes,
     "torch.Size": tuple,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
 }
 
 
-class _Reader(pickle.Unpickler):
-    def __init__(self, file: IO[bytes], storage: Callable[[Kind, object, object], Storage]) -> None:
-        super().__init__(file)
+class _Reader(BoundedUnpickler):
+    def __init__(self, file: IO[bytes], size: int, storage: Callable[[Kind, object, object], Storage]) -> None:
+        super().__init__(file, size)
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> object:
-        """What stands for a name. Raises ForbiddenError for one that nobody needs for tensors."""
+        """What stands for a name.
+
+        Raises UnsupportedError for another kind of tensor, ForbiddenError for what nobody needs for tensors.
+        """
         full = f"{module}.{name}"
         if full in _BUILT:
             return Builder(_BUILT[full])
@@ -167,6 +197,8 @@ class _Reader(pickle.Unpickler):
             return Kind(DTYPES[name])
         if full in _INERT or full.startswith(_INERT_PACKAGES) or (module == "torch" and name in _TORCH_DTYPES):
             return type(name.rpartition(".")[2] or "Inert", (Inert,), {"named": full})
+        if _OTHER_TENSORS.fullmatch(full):
+            raise UnsupportedError(f"a tensor by {full}")
         raise ForbiddenError(full)
 
     def persistent_load(self, pid: object) -> Storage:
@@ -175,8 +207,13 @@ class _Reader(pickle.Unpickler):
             raise pickle.UnpicklingError("not a storage")
         if len(pid) == 6 and pid[5] is not None:
             raise pickle.UnpicklingError("a storage that is part of another")
+        if not isinstance(pid[2], str | int):
+            raise pickle.UnpicklingError("not a storage")
         return self._storage(pid[1], pid[2], pid[4])
 
+
+_OTHER_TENSORS = re.compile(r"torch\.(storage\.)?\w+Storage|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_\w+")
+"""What torch builds other tensors of: complex, quantised, sparse, of 8 bits, of a class of its own."""
 
 _TORCH_DTYPES = frozenset(
     {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
@@ -186,8 +223,8 @@ _TORCH_DTYPES = frozenset(
 def load(file: IO[bytes], storage: Callable[[Kind, object, object], Storage]) -> Any:
     """The next object of a file of pickles; `storage` (kind, key, elements) finds the bytes of a tensor.
 
-    Raises ForbiddenError for a pickle that asks for more than tensors and containers, and one of DAMAGE
-    for bytes that are none.
+    Raises ForbiddenError for a pickle that asks for more than tensors and containers, UnsupportedError
+    for tensors of another kind, and one of DAMAGE for bytes that are no pickle.
     """
     start = file.tell()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -195,5 +232,6 @@ def load(file: IO[bytes], storage: Callable[[Kind, object, object], Storage]) ->
             raise ForbiddenError(f"the pickle operation {opcode.name}")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= count + 1:
             raise pickle.UnpicklingError("a place of the memo beyond the file")  # the table would have that size
+    size = file.tell() - start
     file.seek(start)
-    return _Reader(file, storage).load()
+    return _Reader(file, size, storage).load()

@@ -1,0 +1,387 @@
+"""Models divided over processes: the cases, what one process computes of them, and what each rank finds.
+
+A rank compares what it has with what one process had, and names what differs. It is started by `run`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tiny_runs as runs
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+import torch.nn.functional as F
+from torch import Tensor
+
+from neoxkit.checkpoint.reader import Checkpoint
+from neoxkit.checkpoint.writer import Writer, cut
+from neoxkit.config.model import ModelConfig
+from neoxkit.config.run import Init
+from neoxkit.convert.load import load_decoder
+from neoxkit.data.batch import Batch
+from neoxkit.errors import ConfigError
+from neoxkit.mesh import Mesh
+from neoxkit.nn import loss
+from neoxkit.nn.decoder import Decoder, form_groups, holdings, pieces, specs
+from neoxkit.nn.init import initial, initialise
+from neoxkit.nn.loss import cross_entropy
+from neoxkit.parallel.gradients import total_norm
+from neoxkit.parallel.groups import LOCAL, Groups, form
+from neoxkit.spec import Axis, Box, box, volume, whole
+from neoxkit.train.objectives.lm import NextToken
+from neoxkit.train.plain import PlainEngine
+
+RELATIVE, ABSOLUTE = 5e-6, 2e-7
+"""To the largest number of a tensor; sums in another order differ by a few times 6e-8."""
+
+SLICE_ELEMENTS = 150
+"""Small enough that the loss takes several slices."""
+
+HANG = 30.0
+"""Seconds after which a rank gives up waiting for another."""
+
+INIT, SEED = Init(std=0.1), 5
+
+
+class Finding(NamedTuple):
+    """Something that a rank has and one process has otherwise."""
+
+    case: str
+    topic: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, what it is asked, and what one process answers."""
+
+    name: str
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    ids: Tensor
+    labels: Tensor
+    mask: Tensor
+    segments: Tensor | None
+    logits: Tensor
+    loss: Tensor
+    gradients: dict[str, Tensor]
+    norm: Tensor
+    losses: list[float]
+    trained: dict[str, Tensor]
+
+
+def part(value: Tensor, here: Box) -> Tensor:
+    """A box of a tensor."""
+    return value[tuple(slice(*span) for span in here)]
+
+
+def fill(model: Decoder, weights: dict[str, Tensor]) -> Decoder:
+    """Give a model its boxes of whole weights."""
+    for spec, here, value in pieces(model):
+        value.copy_(part(weights[spec.name], here))
+    return model
+
+
+def random_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
+    """Weights of which no bias is zero and no norm one, or a mistake with those would not show."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, spec in specs(config).items():
+        drawn = torch.randn(spec.shape, generator=generator)
+        weights[name] = 1 + 0.3 * drawn if name.endswith("norm.weight") or ".norm" in name else 0.2 * drawn
+    return weights
+
+
+def prepare(name: str, config: ModelConfig, seed: int, segmented: bool = False) -> Case:
+    """A case, with what one process says of it."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, config.vocab, (2, 9), generator=generator)
+    ids, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    mask = (torch.rand(ids.shape, generator=generator) < 0.8).float()
+    segments = (torch.arange(8) // 3).expand(2, 8).contiguous() if segmented else None
+    weights = random_weights(config, seed)
+    model = fill(Decoder(config), weights)
+    hidden = model.hidden(ids, segments=segments)
+    nats, gradients, norm = backward(model, hidden, labels, mask, LOCAL)
+    whole_gradients = {spec.name: value for spec, _, value in gradients}
+    for tensor, value in whole_gradients.items():
+        if tensor.endswith("attn.k.bias") and config.rotated == 0:
+            continue  # it adds the same to every score of a query, which softmax does not see
+        assert value.abs().max() > 1e-5, f"{name}: the gradient of {tensor} is zero, and would prove nothing"
+    logits = model.head(hidden).detach()
+    losses, state = train(config, LOCAL, False, weights, Batch(ids, labels, mask.bool()))
+    trained = {held.name: held.value.clone() for held in state}
+    answers = (logits, nats, whole_gradients, norm, losses, trained)
+    return Case(name, config, weights, ids, labels, mask, segments, *answers)
+
+
+def train(
+    config: ModelConfig, groups: Groups, sequence: bool, weights: dict[str, Tensor], batch: Batch
+) -> tuple[list[float], list[Any]]:
+    """Losses and norms of two steps of two micro-batches, with clipping, and the state after them."""
+    run = runs.config(clip=0.3, optimizer={"lr": 0.01, "eps": 0.01}).model_copy(update={"model": config})
+    engine = PlainEngine(run, NextToken(), groups=groups, sequence_parallel=sequence)
+    fill(engine.model, weights)
+    said = []
+    for _ in range(2):
+        report = engine.step([batch, Batch(batch.labels, batch.ids, batch.mask)], lr=0.01)
+        said += [report.loss, report.norm]
+    return said, list(engine.state())
+
+
+def backward(
+    model: Decoder, hidden: Tensor, labels: Tensor, mask: Tensor, groups: Groups
+) -> tuple[Tensor, list[tuple[Any, Box, Tensor]], Tensor]:
+    """The mean loss, every gradient by piece, and their norm over all processes."""
+    total, count = cross_entropy(hidden.flatten(0, 1), model.head, labels.flatten(), mask.flatten())
+    (total / count).backward(retain_graph=True)
+    gradients = []
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        for spec, here, rows in holdings(parameter):
+            gradients.append((spec, here, parameter.grad[rows].clone()))
+    norm = total_norm(((p, p.grad) for p in model.parameters() if p.grad is not None), groups)
+    return (total / count).detach(), gradients, norm
+
+
+def differs(what: str, found: Tensor, wanted: Tensor, scale: Tensor | None = None) -> Iterator[str]:
+    """A line when two tensors differ; `scale` is what the numbers are small parts of."""
+    if found.shape != wanted.shape:
+        yield f"{what} is {list(found.shape)} and not {list(wanted.shape)}"
+        return
+    largest = float((wanted if scale is None else scale).abs().max())
+    error = float((found - wanted).detach().abs().max()) if found.numel() else 0.0
+    if not error <= RELATIVE * largest + ABSOLUTE:
+        yield f"{what} is off by {error:.3g}, where the largest number is {largest:.3g}"
+
+
+def check_model(case: Case, groups: Groups, sequence: bool) -> Iterator[str]:
+    """Logits, loss, every gradient box, their norm; and gradients by way of logits that were gathered."""
+    model = fill(Decoder(case.config, groups=groups, sequence_parallel=sequence), case.weights)
+    hidden = model.hidden(case.ids, segments=case.segments)
+    nats, gradients, norm = backward(model, hidden, case.labels, case.mask, groups)
+    logits = model.head(hidden)
+    yield from differs("the logits", logits, case.logits)
+    yield from differs("the loss", nats, case.loss)
+    yield from differs("the norm of the gradients", norm, case.norm)
+    for spec, here, value in gradients:
+        wanted = case.gradients[spec.name]
+        yield from differs(f"the gradient of {spec.name} at {here}", value, part(wanted, here), wanted)
+    for parameter in model.parameters():
+        last = holdings(parameter)[-1]
+        if parameter[last.rows.stop :].any():
+            yield f"the padding of {last.spec.name} is not zero"
+    if case.name.startswith("made-"):
+        yield from check_gathered(case, model, logits)
+
+
+def check_gathered(case: Case, model: Decoder, logits: Tensor) -> Iterator[str]:
+    """A loss over whole logits has the same gradients."""
+    model.zero_grad()
+    nats = F.cross_entropy(logits.flatten(0, 1), case.labels.flatten(), reduction="none")
+    ((nats * case.mask.flatten()).sum() / case.mask.sum()).backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        for spec, here, rows in holdings(parameter):
+            wanted = case.gradients[spec.name]
+            what = f"by way of whole logits, the gradient of {spec.name} at {here}"
+            yield from differs(what, parameter.grad[rows], part(wanted, here), wanted)
+
+
+def check_decoding(case: Case, groups: Groups) -> Iterator[str]:
+    """Three tokens at once, then one by one, with a state."""
+    model = fill(Decoder(case.config, groups=groups), case.weights)
+    with torch.inference_mode():
+        state = model.new_state(2, 8)
+        steps = [model(case.ids[:, :3], torch.arange(3)[None], state=state)]
+        steps += [model(case.ids[:, t : t + 1], torch.tensor([[t]]), state=state) for t in range(3, 8)]
+    yield from differs("the logits of decoding", torch.cat(steps, 1), case.logits)
+
+
+def check_initial(case: Case, groups: Groups) -> Iterator[str]:
+    """The weights of a seed, bit for bit those of the whole tensor."""
+    from neoxkit.nn.init import deviations
+
+    model = Decoder(case.config, groups=groups)
+    initialise(model, case.config, INIT, SEED)
+    for spec, here, value in pieces(model):
+        wanted = initial(spec, SEED, deviations(case.config, INIT))
+        if not torch.equal(value, part(wanted, here)):
+            yield f"the initial {spec.name} at {here} is another"
+
+
+class Recorder:
+    """A source that remembers which boxes were read."""
+
+    def __init__(self, source: Checkpoint) -> None:
+        self.source, self.reads = source, {}  # type: ignore[var-annotated]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+    def read(self, name: str, want: Box | None = None) -> Tensor:
+        self.reads[name] = want
+        return self.source.read(name, want)
+
+
+def check_loading(case: Case, groups: Groups, folder: Path) -> Iterator[str]:
+    """The boxes of this place, from checkpoints of several cuts, and no other box read."""
+    at = groups.mesh.coord()
+    for path in sorted(folder.glob(f"{case.name}-cut*")):
+        with Checkpoint.open(path) as checkpoint:
+            source = Recorder(checkpoint)
+            model = load_decoder(source, groups=groups)  # type: ignore[arg-type]
+        for spec, here, value in pieces(model):
+            if not torch.equal(value, part(case.weights[spec.name], here)):
+                yield f"{spec.name} at {here}, loaded from {path.name}, is another"
+            if here != box(spec, at):
+                yield f"{spec.name} is held at {here} and belongs at {box(spec, at)}"
+            if volume(here) and source.reads.pop("model/" + spec.name, None) != here:
+                yield f"{spec.name}: another box was read than {here}"
+        if source.reads:
+            yield f"more was read: {source.reads}"
+
+
+def save_cuts(case: Case, folder: Path, meshes: Sequence[Mesh]) -> None:
+    """Checkpoints of a case, each cut for another mesh."""
+    known = {f"model/{name}": spec for name, spec in specs(case.config).items()}
+    for number, mesh in enumerate(meshes):
+        parts = cut(known, dict.fromkeys(known, "F32"), mesh)
+        with Writer(folder / f"{case.name}-cut{number}", parts, config=case.config, mesh={}) as writer:
+            for name, spec in known.items():
+                writer.write(name, whole(spec.shape), case.weights[spec.name])
+            writer.commit()
+
+
+def check_half(case: Case, groups: Groups, sequence: bool) -> Iterator[str]:
+    """In bf16: the loss near to that of fp32, every gradient in bf16 and in the same direction."""
+    model = fill(Decoder(case.config, dtype=torch.bfloat16, groups=groups, sequence_parallel=sequence), case.weights)
+    nats, gradients, _ = backward(model, model.hidden(case.ids), case.labels, case.mask, groups)
+    if abs(float(nats) - float(case.loss)) > 0.03 * float(case.loss):
+        yield f"the loss in bf16 is {float(nats):.4f} and in fp32 {float(case.loss):.4f}"
+    for spec, here, value in gradients:
+        wanted = part(case.gradients[spec.name], here)
+        if value.dtype != torch.bfloat16:
+            yield f"the gradient of {spec.name} is {value.dtype}"
+        elif wanted.numel() and wanted.norm() > 1e-3 * case.gradients[spec.name].norm():
+            alike = float(F.cosine_similarity(value.float().flatten(), wanted.flatten(), dim=0))
+            if alike < 0.9:
+                yield f"the gradient of {spec.name} at {here} in bf16 points elsewhere: {alike:.3f}"
+
+
+def check_training(case: Case, groups: Groups, sequence: bool) -> Iterator[str]:
+    """Losses, norms, weights and moments after two steps of the plain engine."""
+    losses, state = train(case.config, groups, sequence, case.weights, Batch(case.ids, case.labels, case.mask.bool()))
+    yield from differs("a loss or a norm in training", torch.tensor(losses), torch.tensor(case.losses))
+    for held in state:
+        wanted = case.trained[held.name]
+        yield from differs(f"after two steps {held.name} at {held.box}", held.value, part(wanted, held.box), wanted)
+
+
+def check_groups(world: int) -> Iterator[str]:
+    """Each group of a mesh of two axes has the ranks that the mesh says."""
+    for mesh in (Mesh(dp=2, tp=world // 2), Mesh(pp=2, tp=world // 2)):
+        groups = form(mesh)
+        for axis in Axis:
+            ranks = next((r for r in mesh.along([axis]) if dist.get_rank() in r), None)
+            group = groups.along.get(axis)
+            if axis is Axis.EP or ranks is None or len(ranks) == 1:
+                if group is not None:
+                    yield f"{mesh}: a group along {axis.value}"
+                continue
+            assert group is not None
+            if tuple(dist.get_process_group_ranks(group)) != ranks:
+                yield f"{mesh}: along {axis.value} are {dist.get_process_group_ranks(group)} and not {ranks}"
+
+
+def check_tokens(case: Case, groups: Groups) -> Iterator[str]:
+    """Tokens that the ranks do not divide are refused, and not cut short."""
+    model = fill(Decoder(case.config, groups=groups, sequence_parallel=True), case.weights)
+    try:
+        model(case.ids[:, :5])
+    except ConfigError as error:
+        if f"cannot divide 5 tokens over tp {groups.mesh.tp}" not in error.cause:
+            yield f"5 tokens: {error.cause}"
+    else:
+        yield "5 tokens were divided"
+
+
+def everything(cases: Sequence[Case], groups: Groups, folder: Path) -> Iterator[Finding]:
+    """All findings of this rank."""
+    loss.SLICE_ELEMENTS = SLICE_ELEMENTS
+    for case in cases:
+        checks: dict[str, Callable[[], Iterator[str]]] = {
+            "whole stream": lambda case=case: check_model(case, groups, False),  # type: ignore[misc]
+            "divided stream": lambda case=case: check_model(case, groups, True),  # type: ignore[misc]
+        }
+        if case.segments is None and case.name.startswith("made-"):
+            checks |= {
+                "decoding": lambda case=case: check_decoding(case, groups),  # type: ignore[misc]
+                "initial": lambda case=case: check_initial(case, groups),  # type: ignore[misc]
+                "loading": lambda case=case: check_loading(case, groups, folder),  # type: ignore[misc]
+                "training": lambda case=case: check_training(case, groups, False),  # type: ignore[misc]
+                "training, divided stream": lambda case=case: check_training(case, groups, True),  # type: ignore[misc]
+                "bf16": lambda case=case: check_half(case, groups, False),  # type: ignore[misc]
+                "bf16, divided stream": lambda case=case: check_half(case, groups, True),  # type: ignore[misc]
+            }
+        for topic, check in checks.items():
+            yield from (Finding(case.name, topic, what) for what in check())
+
+
+def rank_main(rank: int, world: int, folder: str) -> None:
+    """One rank: run every check and write down what it finds."""
+    torch.set_num_threads(1)
+    found: list[Finding] = []
+    try:
+        store = f"file://{folder}/store-{world}"
+        limit = timedelta(seconds=HANG)
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=limit)
+        cases: list[Case] = torch.load(Path(folder, "cases.pt"), weights_only=False)
+        groups = form(Mesh(tp=world), units=range(1, world))
+        needed = {case.config.mixer.kv_heads for case in cases if case.config.mixer.kv_heads < world}
+        made = form_groups(next(case.config for case in cases if case.config.mixer.kv_heads == 1), Mesh(tp=world))
+        if set(made.sharing) != {1} or not needed <= set(groups.sharing):
+            found.append(Finding("", "groups", f"groups for {set(made.sharing)} units, and not for 1"))
+        found.extend(Finding("", "groups", what) for what in check_groups(world))
+        found.extend(Finding("", "groups", what) for case in cases[:3] for what in check_tokens(case, groups))
+        found.extend(everything(cases, groups, Path(folder)))
+        dist.destroy_process_group()
+    except BaseException:
+        found.append(Finding("", "ended", traceback.format_exc()))
+        raise
+    finally:
+        Path(folder, f"found-{world}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def run(world: int, folder: Path, seconds: float = 120.0) -> list[Finding]:
+    """Start the ranks, wait, and give what they found; a rank that hung or died is a finding too."""
+    deadline = time.monotonic() + seconds
+    context = multiprocessing.start_processes(
+        rank_main, (world, str(folder)), nprocs=world, join=False, start_method="spawn"
+    )
+    found: list[Finding] = []
+    try:
+        while not context.join(timeout=1.0):
+            if time.monotonic() > deadline:
+                found.append(Finding("", "ended", f"not done after {seconds:.0f} s"))
+                break
+    except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
+        found.append(Finding("", "ended", str(error)))
+    finally:
+        for process in context.processes:
+            process.kill()
+            process.join()
+    for rank in range(world):
+        said = folder / f"found-{world}-{rank}.json"
+        if said.exists():
+            texts = json.loads(said.read_text(encoding="utf-8"))
+            found += [Finding(case, topic, f"rank {rank}: {what}") for case, topic, what in texts]
+    return found
