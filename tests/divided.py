@@ -35,6 +35,8 @@ from neoxkit.nn.init import initial, initialise
 from neoxkit.nn.loss import cross_entropy
 from neoxkit.parallel.gradients import total_norm
 from neoxkit.parallel.groups import LOCAL, Groups, form
+from neoxkit.serve.generate import continuation
+from neoxkit.serve.sampler import Sampling
 from neoxkit.spec import Axis, Box, box, volume, whole
 from neoxkit.train.objectives.lm import NextToken
 from neoxkit.train.plain import PlainEngine
@@ -76,6 +78,7 @@ class Case:
     norm: Tensor
     losses: list[float]
     trained: dict[str, Tensor]
+    told: list[int]
 
 
 def part(value: Tensor, here: Box) -> Tensor:
@@ -105,7 +108,7 @@ def prepare(name: str, config: ModelConfig, seed: int, segmented: bool = False) 
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, config.vocab, (2, 9), generator=generator)
     ids, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    mask = (torch.rand(ids.shape, generator=generator) < 0.8).float()
+    mask = (torch.rand(ids.shape, generator=generator) < (1 if segmented else 0.8)).float()
     segments = (torch.arange(8) // 3).expand(2, 8).contiguous() if segmented else None
     weights = random_weights(config, seed)
     model = fill(Decoder(config), weights)
@@ -119,8 +122,13 @@ def prepare(name: str, config: ModelConfig, seed: int, segmented: bool = False) 
     logits = model.head(hidden).detach()
     losses, state = train(config, LOCAL, False, weights, Batch(ids, labels, mask.bool()))
     trained = {held.name: held.value.clone() for held in state}
-    answers = (logits, nats, whole_gradients, norm, losses, trained)
+    answers = (logits, nats, whole_gradients, norm, losses, trained, tell(model, ids))
     return Case(name, config, weights, ids, labels, mask, segments, *answers)
+
+
+def tell(model: Decoder, ids: Tensor) -> list[int]:
+    """Tokens drawn one by one."""
+    return list(continuation(model, ids[0, :3].tolist(), 6, Sampling(temperature=0.9, top_k=5), seed=3))
 
 
 def train(
@@ -141,7 +149,8 @@ def backward(
     model: Decoder, hidden: Tensor, labels: Tensor, mask: Tensor, groups: Groups
 ) -> tuple[Tensor, list[tuple[Any, Box, Tensor]], Tensor]:
     """The mean loss, every gradient by piece, and their norm over all processes."""
-    total, count = cross_entropy(hidden.flatten(0, 1), model.head, labels.flatten(), mask.flatten())
+    counted = None if mask.all() else mask.flatten()
+    total, count = cross_entropy(hidden.flatten(0, 1), model.head, labels.flatten(), counted)
     (total / count).backward(retain_graph=True)
     gradients = []
     for parameter in model.parameters():
@@ -204,6 +213,8 @@ def check_decoding(case: Case, groups: Groups) -> Iterator[str]:
         steps = [model(case.ids[:, :3], torch.arange(3)[None], state=state)]
         steps += [model(case.ids[:, t : t + 1], torch.tensor([[t]]), state=state) for t in range(3, 8)]
     yield from differs("the logits of decoding", torch.cat(steps, 1), case.logits)
+    if (told := tell(model, case.ids)) != case.told:
+        yield f"{told} is told and not {case.told}"
 
 
 def check_initial(case: Case, groups: Groups) -> Iterator[str]:

@@ -13,6 +13,14 @@ import pytest
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neoxkit-tests"
 
+WEB = ("requests", "urllib3", "idna", "certifi", "charset-normalizer")  # transformers 5 asks the hub by other means
+TRANSFORMERS = {
+    "4.40.2": ("transformers==4.40.2", "tokenizers==0.19.1", "huggingface_hub==0.23.4", *WEB),
+    "4.46.3": ("transformers==4.46.3", "tokenizers==0.20.3", "huggingface_hub==0.26.5", *WEB),
+    "4.57.6": ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.0", *WEB),
+}
+"""Old releases of transformers, by their version, and what each needs that the environment of the tests has not."""
+
 
 def cached(name: str) -> Path:
     """A folder in the cache for this version of Python; it may not be there yet."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -17,23 +17,19 @@ SPREAD = (Axis.TP, Axis.PP)
 """The axes over which a model is spread. (Ranks along the others hold the same gradients, once these are summed.)"""
 
 
-def counted(held: Iterable[Held], at: Coord) -> Iterator[slice]:
+def counted(held: Iterable[Held], at: Coord) -> list[slice]:
     """The rows of a parameter which this rank counts, of those that others hold too; adjacent ones joined.
 
     In one process that is each parameter as a whole.
     """
-    open_: slice | None = None
+    found: list[slice] = []
     for spec, _, rows in held:
         if rows.start == rows.stop or not counts(spec, at, [Axis.TP]):
             continue
-        if open_ is not None and open_.stop == rows.start:
-            open_ = slice(open_.start, rows.stop)
-            continue
-        if open_ is not None:
-            yield open_
-        open_ = rows
-    if open_ is not None:
-        yield open_
+        if found and found[-1].stop == rows.start:
+            rows = slice(found.pop().start, rows.stop)
+        found.append(rows)
+    return found
 
 
 def total_norm(gradients: Iterable[tuple[Tensor, Tensor]], groups: Groups) -> Tensor:

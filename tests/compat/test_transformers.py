@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from packages import installed
+from packages import TRANSFORMERS, installed
 from safetensors.torch import save_file
 from tiny import TINY, Tiny, save
 
@@ -26,13 +26,7 @@ from neoxkit.data.tokenizer import EOD, Tokenizer, train_bpe
 from neoxkit.families import by_name
 from neoxkit.mesh import Mesh
 
-WEB = ("requests", "urllib3", "idna", "certifi", "charset-normalizer")  # transformers 5 asks the hub by other means
-VERSIONS = {
-    "4.40.2": ("transformers==4.40.2", "tokenizers==0.19.1", "huggingface_hub==0.23.4", *WEB),
-    "4.46.3": ("transformers==4.46.3", "tokenizers==0.20.3", "huggingface_hub==0.26.5", *WEB),
-    "4.57.6": ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.0", *WEB),
-    "installed": (),
-}
+VERSIONS: dict[str, tuple[str, ...]] = {**TRANSFORMERS, "installed": ()}
 
 OTHERWISE = {
     "4.40.2": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def divisible(tiny: Tiny) -> ModelConfig:
     """The configuration of a tiny model with heads that 4 ranks can divide, fewer layers, and a prime vocabulary."""
     config = read_config(by_name(tiny.family), tiny.config().to_dict()).model_dump()
     mixer = config["mixer"]
-    heads = {6: 12, 4: 8}[mixer["heads"]]
-    kv_heads = heads if mixer["kv_heads"] == mixer["heads"] else {3: 4}.get(mixer["kv_heads"], mixer["kv_heads"])
+    heads, kv_heads = lcm(mixer["heads"], 4), mixer["kv_heads"]
+    kv_heads = heads if kv_heads == mixer["heads"] else 4 if 4 % kv_heads else kv_heads
     return ModelConfig.model_validate({**config, "depth": 2, "mixer": {**mixer, "heads": heads, "kv_heads": kv_heads}})
 
 
