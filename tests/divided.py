@@ -145,6 +145,11 @@ def train(
     return said, list(engine.state())
 
 
+def gradient_of(parameter: Tensor) -> Tensor:
+    """Its gradient; zeros where none arrived, so that the tensor is named that this concerns."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
 def backward(
     model: Decoder, hidden: Tensor, labels: Tensor, mask: Tensor, groups: Groups
 ) -> tuple[Tensor, list[tuple[Any, Box, Tensor]], Tensor]:
@@ -154,10 +159,10 @@ def backward(
     (total / count).backward(retain_graph=True)
     gradients = []
     for parameter in model.parameters():
-        assert parameter.grad is not None
+        gradient = gradient_of(parameter)
         for spec, here, rows in holdings(parameter):
-            gradients.append((spec, here, parameter.grad[rows].clone()))
-    norm = total_norm(((p, p.grad) for p in model.parameters() if p.grad is not None), groups)
+            gradients.append((spec, here, gradient[rows].clone()))
+    norm = total_norm(((p, gradient_of(p)) for p in model.parameters()), groups)
     return (total / count).detach(), gradients, norm
 
 
@@ -198,11 +203,11 @@ def check_gathered(case: Case, model: Decoder, logits: Tensor) -> Iterator[str]:
     nats = F.cross_entropy(logits.flatten(0, 1), case.labels.flatten(), reduction="none")
     ((nats * case.mask.flatten()).sum() / case.mask.sum()).backward()
     for parameter in model.parameters():
-        assert parameter.grad is not None
+        gradient = gradient_of(parameter)
         for spec, here, rows in holdings(parameter):
             wanted = case.gradients[spec.name]
             what = f"by way of whole logits, the gradient of {spec.name} at {here}"
-            yield from differs(what, parameter.grad[rows], part(wanted, here), wanted)
+            yield from differs(what, gradient[rows], part(wanted, here), wanted)
 
 
 def check_decoding(case: Case, groups: Groups) -> Iterator[str]:
@@ -372,7 +377,7 @@ def rank_main(rank: int, world: int, folder: str) -> None:
         Path(folder, f"found-{world}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def run(world: int, folder: Path, seconds: float = 120.0) -> list[Finding]:
+def run(world: int, folder: Path, seconds: float = 240.0) -> list[Finding]:
     """Start the ranks, wait, and give what they found; a rank that hung or died is a finding too."""
     deadline = time.monotonic() + seconds
     context = multiprocessing.start_processes(

@@ -10,6 +10,7 @@ from neoxkit.nn.mlp import GatedMlp, Mlp
 from neoxkit.nn.norm import build_norm
 from neoxkit.nn.state import LayerState
 from neoxkit.parallel.division import UNDIVIDED, Division
+from neoxkit.parallel.layers import join_rows
 
 
 class Block(nn.Module):
@@ -32,9 +33,13 @@ class Block(nn.Module):
 class ParallelBlock(Block):
     """x += attn(norm1 x) + mlp(norm2 x): both sublayers read the same x (GPT-J, GPT-NeoX)."""
 
+    def __init__(self, config: ModelConfig, layer: int, division: Division = UNDIVIDED) -> None:
+        super().__init__(config, layer, division)
+        self.add = join_rows(self.attn.o, self.mlp.down, division)
+
     def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
-        return x + self.attn(self.norm1(x), context, state) + self.mlp(self.norm2(x))
+        return self.add(x, self.attn(self.norm1(x), context, state), self.mlp(self.norm2(x)))
 
 
 class PostNormBlock(Block):
@@ -55,11 +60,12 @@ class SharedNormBlock(nn.Module):
         self.norm1 = build_norm(config.norm, f"{name}.norm1", config.width, division)
         self.attn = GroupedQueryAttention(config, f"{name}.attn", division)
         self.mlp = (GatedMlp if config.mlp.gated else Mlp)(config, f"{name}.mlp", division)
+        self.add = join_rows(self.attn.o, self.mlp.down, division)
 
     def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
         normed = self.norm1(x)
-        return x + self.attn(normed, context, state) + self.mlp(normed)
+        return self.add(x, self.attn(normed, context, state), self.mlp(normed))
 
 
 BLOCKS: dict[str, type[Block] | type[SharedNormBlock]] = {

@@ -130,6 +130,32 @@ class Row(nn.Module):
         return self.multiply(x, self.weight, self.bias)
 
 
+def join_rows(first: Row, second: Row, division: Division) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """x + a + b, of a stream x and what two rows say, as a function of the three.
+
+    Where they are divided both then give this rank's part, and are sent as one sum: half as much.
+    """
+    if division.groups.mesh.tp == 1:
+        return _add
+    first.multiply = second.multiply = _part
+    return partial(_add_parts, division.leave, first, second)
+
+
+def _add(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return x + a + b
+
+
+def _part(x: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
+    return F.linear(x, weight)
+
+
+def _add_parts(leave: Crossing, first: Row, second: Row, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    y = x + leave(a + b)
+    for row in (first, second):
+        y = y if row.bias is None else y + row.bias
+    return y
+
+
 class Embed(nn.Module):
     """Rows of a table by index; the rows of a vocabulary are divided over tensor parallelism.
 

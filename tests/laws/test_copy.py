@@ -162,7 +162,7 @@ def test_the_optimizer_and_the_trainer_survive(tmp_path: Path, name: str) -> Non
     assert (last.run_yaml, last.config) == ("steps: 9\n", config)
     manifest = last.manifest
     assert (manifest.step, manifest.samples, manifest.tokens) == (7, 70, 700)
-    assert manifest.mesh == {"pp": 1, "tp": 1, "dp": 4, "zero": 1}
+    assert manifest.mesh == {"pp": 1, "tp": 1, "ep": 1, "dp": 4, "zero": 1}
     assert last.fingerprint == Checkpoint.open(tmp_path / "0").fingerprint
 
 

@@ -105,8 +105,8 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Replicas:
-    """The same on every rank. Where they have drifted apart, the mean, as gpt-neox's own converter takes it."""
+class _Alike:
+    """A part of the whole shape for each rank."""
 
     parts: Parts
 
@@ -119,6 +119,10 @@ class Replicas:
     def dtype(self) -> str:
         """Of each."""
         return self.parts[0].dtype
+
+
+class Replicas(_Alike):
+    """The same on every rank. Where they have drifted apart, the mean, as gpt-neox's own converter takes it."""
 
     def read(self, files: Files, start: int, stop: int, differs: Warn) -> Tensor:
         """Compares them."""
@@ -130,21 +134,8 @@ class Replicas:
         return wide.mean(0).to(values[0].dtype)
 
 
-@dataclass(frozen=True)
-class Sum:
+class Sum(_Alike):
     """Each rank adds its own before ranks are added up: together they are one bias."""
-
-    parts: Parts
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of each."""
-        return self.parts[0].shape
-
-    @property
-    def dtype(self) -> str:
-        """Of each."""
-        return self.parts[0].dtype
 
     def read(self, files: Files, start: int, stop: int, differs: Warn) -> Tensor:
         """The sum, rounded once."""
