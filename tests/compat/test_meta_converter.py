@@ -43,14 +43,17 @@ def test_as_transformers_converts(version: str, tmp_path: Path) -> None:
     model = Tiny("llama", "meta", {**sizes, "num_key_value_heads": params.get("n_kv_heads", 8)}).model()
     embedding = 0 if version.startswith("3") else 1
     write_meta(tmp_path / "meta", meta_tensors(model), params, shards, embedding)
-    folder = installed("transformers-4.46.3", TRANSFORMERS["4.46.3"])
+    folders = (
+        installed("transformers-4.46.3", TRANSFORMERS["4.46.3"]),
+        installed("accelerate-1.1.1", ("accelerate==1.1.1", "psutil==7.2.2")),  # without which it loads nothing
+    )
     command = [
         sys.executable,
         "-c",
         CONVERT,
         *map(str, (tmp_path / "meta", tmp_path / "theirs", version, VOCAB, shards)),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     config = tmp_path / "theirs" / "config.json"
