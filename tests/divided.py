@@ -25,7 +25,7 @@ from torch import Tensor
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.checkpoint.writer import Writer, cut
 from neoxkit.config.model import ModelConfig
-from neoxkit.config.run import Init
+from neoxkit.config.optimizer import Init
 from neoxkit.convert.load import load_decoder
 from neoxkit.data.batch import Batch
 from neoxkit.errors import ConfigError

@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from neoxkit.config.model import ModelConfig, Node
+from neoxkit.config.optimizer import Init, Optimizer, Schedule
+from neoxkit.config.parallel import LossScale, MeshSizes, Recompute, Zero
 from neoxkit.errors import ConfigError
 
 
@@ -38,54 +40,6 @@ class Data(Node):
     def _held_out_once(self) -> Data:
         if self.valid is not None and self.split is not None:
             raise ValueError("valid and split are both given; keep one")
-        return self
-
-
-class Init(Node):
-    """How weights are drawn before the first step. Biases begin at 0 and norms at 1."""
-
-    weights: Literal["normal", "small"] = Field(
-        "normal", description="normal: deviation init.std; small: sqrt(2 / (5 width)) (arXiv 1910.05895)."
-    )
-    output: Literal["normal", "scaled", "wang"] = Field(
-        "scaled",
-        description="attn.o and mlp.down. normal: as the others; scaled: init.std / sqrt(2 depth); "
-        "wang: 2 / (depth sqrt(width)).",
-    )
-    std: float = Field(0.02, gt=0, description="The standard deviation of the normal initialisations.")
-
-
-class Optimizer(Node):
-    """AdamW (arXiv 1711.05101). Norms and biases are never decayed."""
-
-    lr: float = Field(gt=0, description="The highest learning rate, reached when warmup ends.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the first and second moments.")
-    eps: float = Field(1e-8, gt=0, description="Added to the square root of the second moment.")
-    weight_decay: float = Field(0.1, ge=0, description="Each step takes lr x this part of a matrix away.")
-    decay_embeddings: bool = Field(True, description="Decay the embeddings too, as gpt-neox does.")
-
-    @model_validator(mode="after")
-    def _betas_below_one(self) -> Optimizer:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {list(self.betas)} must each be at least 0 and below 1")
-        return self
-
-
-class Schedule(Node):
-    """The learning rate over the steps: a linear warmup, then a decay."""
-
-    decay: Literal["cosine", "linear", "exponential", "constant"] = Field(
-        "cosine", description="How the learning rate falls after warmup."
-    )
-    warmup: float = Field(0.01, ge=0, le=1, description="Warmup, as a part of the steps of the decay.")
-    warmup_steps: int | None = Field(None, ge=0, description="Warmup in steps, in place of schedule.warmup.")
-    decay_steps: int | None = Field(None, gt=0, description="Steps until the lowest rate; steps when left out.")
-    min_lr: float = Field(0.0, ge=0, description="The learning rate never decays below this.")
-
-    @model_validator(mode="after")
-    def _one_warmup(self) -> Schedule:
-        if self.warmup_steps is not None and "warmup" in self.model_fields_set:
-            raise ValueError("warmup and warmup_steps are both given; keep one")
         return self
 
 
@@ -137,13 +91,23 @@ class RunConfig(Node):
     )
     schedule: Schedule = Schedule()
     clip: float | None = Field(1.0, gt=0, description="The largest norm of the whole gradient; null: not clipped.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Of the forward and backward pass. bf16 keeps fp32 masters; auto measures which is faster, once.",
+        description="Of the forward and backward pass. bf16 and fp16 keep fp32 masters; auto measures, once, "
+        "whether fp32 or bf16 is faster.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
     threads: int | None = Field(None, gt=0, description="Threads of the CPU; null: torch decides.")
     seed: int = Field(1234, ge=0, lt=2**32, description="Of the initial weights and the order of the data.")
+    engine: Literal["auto", "plain", "deepspeed"] = Field(
+        "auto",
+        description="plain: neoxkit's own, for tp and dp; deepspeed: for ZeRO and pipelines too. "
+        "auto: plain where it will do.",
+    )
+    mesh: MeshSizes = MeshSizes()
+    zero: Zero = Zero()
+    recompute: Recompute = Recompute()
+    loss_scale: LossScale = LossScale()
     init: Init = Init()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
@@ -154,22 +118,49 @@ class RunConfig(Node):
         return self.data.sequence or self.model.context
 
     @property
+    def dp(self) -> int:
+        """The data-parallel size; 1 until it is known on how many devices the run is."""
+        return self.mesh.dp or 1
+
+    @property
     def micro(self) -> int:
-        """Samples of one forward and backward pass."""
-        return self.batch.micro or self.batch.size
+        """Samples of one forward and backward pass on one data-parallel rank."""
+        return self.batch.micro or max(1, self.batch.size // self.dp)
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of one optimiser step."""
-        return self.batch.size // self.micro
+        return self.batch.size // (self.micro * self.dp)
+
+    def on(self, devices: int) -> RunConfig:
+        """The run on so many devices: `mesh.dp` is what tensor and pipeline parallelism leave.
+
+        Raises ConfigError when they do not divide, or contradict what the configuration states.
+        """
+        each = self.mesh.tp * self.mesh.pp
+        if devices % each or (self.mesh.dp or devices // each) * each != devices:
+            wanted = f"tp {self.mesh.tp} x pp {self.mesh.pp}" + (f" x dp {self.mesh.dp}" if self.mesh.dp else "")
+            raise ConfigError(
+                f"mesh: {wanted} does not {'make' if self.mesh.dp else 'divide'} {devices} devices",
+                f"start {each * self.dp} processes, or choose another mesh",
+            )
+        run = self.model_copy(update={"mesh": self.mesh.model_copy(update={"dp": devices // each})})
+        run.check()
+        return run
+
+    @property
+    def runs_on_deepspeed(self) -> bool:
+        """Whether DeepSpeed's engine trains this run."""
+        return self.engine == "deepspeed" or (self.engine == "auto" and bool(self.zero.stage or self.mesh.pp > 1))
 
     def problems(self) -> Iterator[Problem]:
         """Options which are each right but contradict each other."""
-        if self.batch.size % self.micro:
+        if self.batch.size % (self.micro * self.dp):
+            ranks = f" x dp {self.dp}" if self.dp > 1 else ""
             yield Problem(
                 "batch.micro",
-                f"batch.micro {self.micro} does not divide batch.size {self.batch.size}",
-                f"choose a divisor of {self.batch.size}",
+                f"batch.micro {self.micro}{ranks} does not divide batch.size {self.batch.size}",
+                f"choose a divisor of {self.batch.size}" if not ranks else "choose another batch.size or batch.micro",
             )
         if self.sequence > self.model.context:
             yield Problem(
@@ -184,6 +175,7 @@ class RunConfig(Node):
                 "lower schedule.min_lr",
             )
         yield from self._schedule_problems()
+        yield from self._parallel_problems()
         if self.evaluation.every and self.data.valid is None and self.data.split is None:
             yield Problem(
                 "evaluation.every", "evaluation.every is given without data.valid or data.split", "name held-out tokens"
@@ -204,7 +196,45 @@ class RunConfig(Node):
                 "lower schedule.warmup_steps",
             )
 
+    def _parallel_problems(self) -> Iterator[Problem]:
+        mesh, zero = self.mesh, self.zero
+        if mesh.pp > 1 and zero.stage > 1:
+            yield Problem(
+                "zero.stage",
+                f"zero.stage {zero.stage} with mesh.pp {mesh.pp}: DeepSpeed's pipeline divides no gradients or weights",
+                "lower zero.stage to 1, or set mesh.pp to 1",
+            )
+        if zero.offload == "all" and zero.stage != 3:
+            yield Problem(
+                "zero.offload", f"zero.offload all with zero.stage {zero.stage} keeps the weights whole", "set stage 3"
+            )
+        if zero.offload != "none" and not zero.stage:
+            yield Problem("zero.offload", f"zero.offload {zero.offload} needs zero.stage 1 to 3", "set zero.stage")
+        if self.engine == "plain" and (zero.stage or mesh.pp > 1):
+            needs = f"zero.stage {zero.stage}" if zero.stage else f"mesh.pp {mesh.pp}"
+            yield Problem("engine", f"engine plain knows no {needs}", "set engine: auto")
+        if mesh.sequence_parallel and self.sequence % mesh.tp:
+            yield Problem(
+                "mesh.sequence_parallel",
+                f"mesh.sequence_parallel divides {self.sequence} tokens over tp {mesh.tp}, and they do not divide",
+                "choose another data.sequence",
+            )
+        if self.precision == "fp16":
+            yield Problem("precision", "precision fp16 is not built yet", "choose bf16 or fp32")
+        for key, (built, cause) in _UNBUILT.items():
+            node = self.model_dump(include={key.partition(".")[0]})
+            for part in key.split("."):
+                node = node[part]
+            if node != built:
+                yield Problem(key, f"{key} {node}: {cause}", f"set it to {built}")
+
     def check(self) -> None:
         """Raise ConfigError for the first of `problems`."""
         for problem in self.problems():
             raise ConfigError(problem.cause, problem.remedy)
+
+
+_UNBUILT: dict[str, tuple[object, str]] = {
+    "recompute.layers": ("none", "recomputing activations is not built yet"),
+}
+"""Options of which one value is built so far, and why another is refused."""

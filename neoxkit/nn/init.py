@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from neoxkit.config.model import ModelConfig
-from neoxkit.config.run import Init
+from neoxkit.config.optimizer import Init
 from neoxkit.nn.decoder import pieces
 from neoxkit.spec import Box, Role, TensorSpec
 

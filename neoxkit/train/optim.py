@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from neoxkit.config.run import Optimizer
+from neoxkit.config.optimizer import Optimizer
 from neoxkit.nn.decoder import holdings
 from neoxkit.spec import Box, Role, TensorSpec
 

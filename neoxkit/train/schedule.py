@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from neoxkit.config.run import RunConfig, Schedule
+from neoxkit.config.optimizer import Schedule
+from neoxkit.config.run import RunConfig
 
 _HALVING = 0.693  # gpt-neox's spelling of ln 2: at the end of an exponential decay the rate has halved
 

@@ -96,7 +96,7 @@ def test_dump_is_read_back_equal(base: Path, tmp_path: Path) -> None:
         ("steps=-1", "greater than 0"),
         ("steps=.inf", "no finite number"),
         ("model.position.kind=rotory", "'rotory'; choose one of 'rotary'"),
-        ("precision=fp64", "choose one of 'auto', 'fp32' or 'bf16'"),
+        ("precision=fp64", "choose one of 'auto', 'fp32', 'bf16' or 'fp16'"),
         ("optimizer=3", "optimizer is 3; it must be a mapping"),
         ("optimizer=", "it must be a mapping"),
         ("optimizer.betas=[1, 2]", "below 1"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neoxkit.config.model import ModelConfig
-from neoxkit.config.run import Init
+from neoxkit.config.optimizer import Init
 from neoxkit.nn.attention import build_context
 from neoxkit.nn.decoder import Decoder
 from neoxkit.nn.init import initialise

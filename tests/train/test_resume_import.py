@@ -16,7 +16,7 @@ from neox_states import pipelined, read_state
 from refusal import run
 
 from neoxkit.checkpoint.reader import Checkpoint
-from neoxkit.config.run import Schedule
+from neoxkit.config.optimizer import Schedule
 from neoxkit.convert.load import load_decoder
 from neoxkit.data.indexed import IndexedFile, IndexedWriter
 from neoxkit.data.pack import Rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from neoxkit.config.run import Schedule
+from neoxkit.config.optimizer import Schedule
 from neoxkit.train.schedule import rate
 
 GOLDEN = {
