@@ -36,9 +36,19 @@ def console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+_silent = False
+
+
+def silence() -> None:
+    """Say nothing from here on: of the processes of a job one speaks, or each line would come many times."""
+    global _silent
+    _silent = True
+
+
 def note(message: str) -> None:
     """One line to whoever watches."""
-    print(message, file=sys.stderr, flush=True)
+    if not _silent:
+        print(message, file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
@@ -52,6 +62,9 @@ def progress(what: str, total: int, unit: str = "bytes") -> Iterator[Progress]:
 
     Where stderr is no terminal, one line at the end: in a log file a bar is noise.
     """
+    if _silent:
+        yield Silent()
+        return
     screen = console()
     if not screen.is_terminal:
         begun = time.monotonic()

@@ -128,7 +128,15 @@ class Attempt:
             if time.monotonic() > until:
                 raise CheckpointError(f"{path}: a rank did not finish in {_WAIT:.0f} s", "look at that rank's log")
             time.sleep(0.05)
-        return json.loads(path.read_bytes())
+        told = json.loads(path.read_bytes())
+        if "failed" in told:
+            raise CheckpointError(f"another rank could not write: {told['failed']}", "nothing was saved")
+        return told
+
+    def give_up(self, rank: int, reason: str) -> None:
+        """Say, in the sidecar, that a rank could not write, so that rank 0 does not wait for it."""
+        with suppress(OSError):  # then rank 0 waits in vain, and says so
+            write_durably(self.path / _sidecar(rank), json.dumps({"failed": reason}).encode())
 
     def commit(self, last: str, data: bytes) -> None:
         """Write the last file, and give all of them their name. What was there, when `force`, is removed after that.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from neoxkit.checkpoint.format import ITEM_BYTES, MOST_FILE, bare
 from neoxkit.errors import ConfigError
-from neoxkit.mesh import Mesh, layer_of
+from neoxkit.mesh import Mesh, counts, layer_of
 from neoxkit.spec import Axis, Box, Run, TensorSpec, boxes, volume, whole
 
 Layout = Literal["sharded", "whole"]
@@ -98,3 +98,45 @@ def _whole(specs: Mapping[str, TensorSpec], dtypes: Mapping[str, str]) -> Iterab
         filled[component] = number, used + size
         stem = f"r{number:05d}" if component == "optimizer" else f"whole-{number:05d}"
         yield Part(name, spec, dtypes[name], whole(spec.shape), f"{component}/{stem}.safetensors")
+
+
+class Holding(NamedTuple):
+    """What a process holds of a tensor: a box of it, or a run of the box's elements."""
+
+    name: str  # with its component
+    dtype: str
+    box: Box
+    run: Run | None = None
+
+
+def deal(held: Sequence[Sequence[Holding]], specs: Mapping[str, TensorSpec], mesh: Mesh) -> list[list[Part]]:
+    """For each rank of a mesh, what it writes of what it holds. `specs` go by name with component.
+
+    What several ranks hold alike is written by the first along tensor parallelism, and along data
+    parallelism by the one that has the least to write so far. Nothing is sent from rank to rank.
+    """
+    parts: list[list[Part]] = [[] for _ in held]
+    load = [0] * len(held)
+    holders: dict[Holding, list[int]] = {}
+    for rank, holdings in enumerate(held):
+        at = mesh.coord(rank)
+        for each in holdings:
+            size = volume(each.box) if each.run is None else each.run[1] - each.run[0]
+            if size and counts(specs[each.name], at, [Axis.TP]):
+                holders.setdefault(each, []).append(rank)
+    for each, ranks in holders.items():
+        rank = min(ranks, key=load.__getitem__)
+        file = _rank_file(each.name.partition("/")[0], rank, mesh)
+        part = Part(each.name, specs[each.name], each.dtype, each.box, file, each.run)
+        parts[rank].append(part)
+        load[rank] += part.bytes
+    return parts
+
+
+def _rank_file(component: str, rank: int, mesh: Mesh) -> str:
+    """The file of a rank: of its own, since no two write to one."""
+    if component == "optimizer":
+        return f"optimizer/r{rank:05d}.safetensors"
+    at = mesh.coord(rank)
+    rest = "".join(f"-{axis.value}{at[axis][0]:02d}" for axis in (Axis.DP, Axis.CP) if mesh.size(axis) > 1)
+    return f"{component}/pp{at[Axis.PP][0]:02d}-tp{at[Axis.TP][0]:02d}{rest}.safetensors"

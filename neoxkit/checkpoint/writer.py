@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from neoxkit import __version__
 from neoxkit.checkpoint import dtypes
+from neoxkit.checkpoint.attempt import Attempt
 from neoxkit.checkpoint.checksum import closed, contribution, crc64nvme, linear, row_dim, run_contribution
 from neoxkit.checkpoint.folder import not_a_checkpoint
 from neoxkit.checkpoint.format import (
@@ -211,13 +212,18 @@ class Writer:
         self._state = "committed"
         self._threads.shutdown()
 
-    def abort(self) -> None:
-        """Remove what was written; after a commit, nothing. On ranks other than 0 only files are closed."""
+    def abort(self, reason: str = "it was stopped") -> None:
+        """Remove what was written; after a commit, nothing.
+
+        On ranks other than 0 files are closed, and rank 0, which waits, is told the reason.
+        """
         if self._state != "open":
             return
         self._state = "aborted"
         for file in self._open.values():
             file.close()
+        if self._rank and isinstance(self._attempt, Attempt):
+            self._attempt.give_up(self._rank, reason)
         self._attempt.abort()
         self._threads.shutdown()
 
@@ -225,8 +231,8 @@ class Writer:
     def _giving_up(self) -> Iterator[None]:
         try:
             yield
-        except BaseException:
-            self.abort()
+        except BaseException as error:
+            self.abort(str(error) or type(error).__name__)
             raise
 
     def _write_small(

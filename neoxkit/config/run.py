@@ -11,10 +11,12 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from neoxkit.config.deepspeed import DeepSpeedOptions
 from neoxkit.config.model import ModelConfig, Node
 from neoxkit.config.optimizer import Init, Optimizer, Schedule
 from neoxkit.config.parallel import LossScale, MeshSizes, Recompute, Zero
 from neoxkit.errors import ConfigError
+from neoxkit.mesh import Mesh
 
 
 class Problem(NamedTuple):
@@ -56,7 +58,9 @@ class Evaluation(Node):
     """The loss on held-out data while training goes on."""
 
     every: int | None = Field(None, gt=0, description="Steps between evaluations; null: only after the last step.")
-    batches: int | None = Field(None, gt=0, description="Micro-batches of an evaluation; null: all held-out data.")
+    batches: int | None = Field(
+        None, gt=0, description="An evaluation takes so many times batch.size samples; null: all held-out data."
+    )
 
 
 class Save(Node):
@@ -83,7 +87,7 @@ class RunConfig(Node):
     model: ModelConfig = Field(description="What the network computes.")
     data: Data = Field(description="Tokens to learn from and to be judged by.")
     batch: Batch = Field(description="Samples of a step.")
-    optimizer: Optimizer = Field(description="AdamW.")
+    optimizer: Optimizer = Field(description="How weights learn; adamw unless kind says otherwise.")
     steps: int = Field(gt=0, description="Optimiser steps of the whole run.")
     save: Save = Field(description="Where the run lives.")
     load: str | None = Field(
@@ -108,6 +112,7 @@ class RunConfig(Node):
     zero: Zero = Zero()
     recompute: Recompute = Recompute()
     loss_scale: LossScale = LossScale()
+    deepspeed: DeepSpeedOptions = DeepSpeedOptions()
     init: Init = Init()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
@@ -121,6 +126,11 @@ class RunConfig(Node):
     def dp(self) -> int:
         """The data-parallel size; 1 until it is known on how many devices the run is."""
         return self.mesh.dp or 1
+
+    @property
+    def placed(self) -> Mesh:
+        """The mesh of the run's processes."""
+        return Mesh(self.mesh.pp, self.dp, 1, self.mesh.tp)
 
     @property
     def micro(self) -> int:

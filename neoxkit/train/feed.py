@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from neoxkit.checkpoint.store import Place
 from neoxkit.config.run import RunConfig
@@ -42,10 +43,13 @@ class Feed:
     Raises DataError for tokens that cannot be used, ConfigError when `epochs` hold too few samples.
     """
 
-    def __init__(self, config: RunConfig, epochs: int | None = None, samples: int | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, epochs: int | None = None, samples: int | None = None, dp_rank: int = 0
+    ) -> None:
         """`samples` is how many the run takes in all, steps x batch.size unless the batch once changed."""
         self.config = config
-        self.sampler = Sampler(config.micro, config.accumulation)
+        self.sampler = Sampler(config.micro, config.accumulation, config.dp)
+        self.dp_rank = dp_rank
         train = IndexedFile(config.data.train)
         stretches = split(config.data.split, len(train)) if config.data.split else [(0, len(train))]
         needed = samples or config.steps * config.batch.size
@@ -86,17 +90,29 @@ class Feed:
         return Rows(file, config.sequence, seed=config.seed, epochs=1, documents=stretch, vocab=config.model.vocab)
 
     def batches(self, done: int) -> Iterator[Batch]:
-        """The micro-batches of the step that follows `done` samples."""
+        """The micro-batches of the step that follows `done` samples, as far as this data-parallel rank has them."""
         for micro in range(self.sampler.accumulation):
-            yield collate([self.rows.row(number) for number in self.sampler.rows(done, micro)])
+            yield collate([self.rows.row(number) for number in self.sampler.rows(done, micro, self.dp_rank)])
 
     def held_out_batches(self) -> Iterator[Batch]:
-        """The micro-batches of one evaluation: always the same."""
+        """The micro-batches of one evaluation: always the same samples.
+
+        Data-parallel ranks take them in turn. Each has as many, of as many samples, since engines meet
+        in every micro-batch: what is beyond the end repeats the last sample, and does not count.
+        """
         assert self.held_out is not None
-        size, most = self.config.micro, self.config.evaluation.batches
-        stop = self.held_out.count if most is None else min(self.held_out.count, most * size)
-        for first in range(0, stop, size):
-            yield collate([self.held_out.row(number) for number in range(first, min(first + size, stop))])
+        size, most, ranks = self.config.micro, self.config.evaluation.batches, self.config.dp
+        stop = self.held_out.count if most is None else min(self.held_out.count, most * self.config.batch.size)
+        for first in range(self.dp_rank * size, stop + self.dp_rank * size, size * ranks):
+            numbers = range(first, first + size)
+            if ranks == 1:
+                numbers = range(first, min(first + size, stop))
+            batch = collate([self.held_out.row(min(number, stop - 1)) for number in numbers])
+            if numbers.stop <= stop:
+                yield batch
+            else:
+                counts = torch.tensor([number < stop for number in numbers])
+                yield Batch(batch.ids, batch.labels, counts[:, None].expand_as(batch.labels).contiguous())
 
     def bits_per_byte(self, nats: float) -> float | None:
         """Bits per byte of held-out text, from nats per token; None where the text's bytes are not known."""

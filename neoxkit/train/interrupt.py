@@ -49,8 +49,3 @@ class Interrupt:
         for fd in self._terminals:
             os.dup2(nowhere, fd)
         os.close(nowhere)
-
-    @property
-    def code(self) -> int:
-        """The exit code that shells expect after the signal; 0 when there was none."""
-        return 128 + self.signal if self.signal is not None else 0

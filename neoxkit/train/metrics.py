@@ -32,14 +32,17 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """Takes the records of a run from step `begun` on; earlier records stay, later ones are dropped."""
+    """Takes the records of a run from step `begun` on; earlier records stay, later ones are dropped.
 
-    def __init__(self, folder: Path, begun: int, steps: int, every: int) -> None:
+    Without a folder, as on all processes of a job but the first, nothing is kept or shown.
+    """
+
+    def __init__(self, folder: Path | None, begun: int, steps: int, every: int) -> None:
         self.folder, self.steps, self.every = folder, steps, every
         self._drop_after(begun)
         self._file: TextIO | None = None  # opened with the first record: a run refused leaves nothing
         self._pace = 0.0  # seconds a step, smoothed
-        self._live = Live(begun, steps) if sys.stderr.isatty() else None
+        self._live = Live(begun, steps) if folder and sys.stderr.isatty() else None
 
     def __enter__(self) -> Metrics:
         if self._live:
@@ -53,8 +56,7 @@ class Metrics:
             self._file.close()
 
     def _drop_after(self, step: int) -> None:
-        path = self.folder / FILE
-        if not path.is_file():
+        if self.folder is None or not (path := self.folder / FILE).is_file():
             return
         kept = [json.dumps(record) + "\n" for record in read(self.folder) if record["step"] <= step]
         aside = path.with_name(f".{FILE}.partial")
@@ -63,6 +65,8 @@ class Metrics:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record to the file."""
+        if self.folder is None:
+            return
         if self._file is None:
             self._file = (self.folder / FILE).open("a", encoding="utf-8", buffering=1)
         self._file.write(json.dumps(record) + "\n")

@@ -15,6 +15,7 @@ from neoxkit.convert.open import Foreign, open_any
 from neoxkit.data.tokenizer import FILE, Tokenizer, fingerprint_of, tokenizer_contents
 from neoxkit.errors import ConfigError, DataError
 from neoxkit.log import note
+from neoxkit.parallel.world import ALONE, World
 from neoxkit.train.resume import Past, Position, past_of
 
 INHERITED = {"tokens": ("bos", "eos", "pad"), "position": ("base", "scaling")}
@@ -61,13 +62,13 @@ class Origin:
                 each.close()
 
 
-def origin_of(config: RunConfig) -> Origin:
+def origin_of(config: RunConfig, world: World = ALONE) -> Origin:
     """The origin of a run. `load` is opened only by a run that has no past.
 
     Raises CheckpointError when there is one and it cannot be used, ConfigError when `load` is
     another model.
     """
-    past = past_of(Path(config.save.folder))
+    past = past_of(Path(config.save.folder), world)
     if past and past.imported:
         check_same_model(config.model, past.checkpoint.config, past.checkpoint.path)
     if past or config.load is None:

@@ -17,9 +17,10 @@ from neoxkit.data.batch import Batch
 from neoxkit.errors import CheckpointError, NeoxkitError
 from neoxkit.nn.decoder import Decoder, holdings, pieces
 from neoxkit.nn.init import fill
+from neoxkit.parallel.collectives import Begun, begin_summed, summed
 from neoxkit.parallel.gradients import total_norm
 from neoxkit.parallel.groups import LOCAL, Groups
-from neoxkit.spec import TensorSpec
+from neoxkit.spec import Axis, TensorSpec
 from neoxkit.train.engine import Held, StepReport
 from neoxkit.train.objectives import Objective
 from neoxkit.train.optim import MOMENTS, AdamW
@@ -34,7 +35,7 @@ class TrainingError(NeoxkitError):
 
 
 class PlainEngine:
-    """Trains a decoder in one process, or in the processes of `groups` which tensor parallelism divides it over.
+    """Trains a decoder in one process, or in those of `groups`, over which tensor and data parallelism divide it.
 
     In fp32 the weights are their own masters. In bf16 the model holds bf16 weights, and the optimiser
     fp32 masters; gradients are summed over micro-batches in fp32 either way.
@@ -50,9 +51,10 @@ class PlainEngine:
     ) -> None:
         """Build the model with uninitialised weights. `config.precision` must be resolved.
 
-        All processes are given the same batches. Each has the state of its own part.
+        Processes that differ only in tensor parallelism are given the same batches. Each has the
+        state of its own part of the model.
         """
-        assert groups.mesh.world == groups.mesh.tp, "it knows no other parallelism"
+        assert groups.mesh.world == groups.mesh.tp * groups.mesh.dp, "it knows no other parallelism"
         self.config = config
         self.objective = objective
         self.device = torch.device(device)
@@ -62,6 +64,8 @@ class PlainEngine:
         self.parameters = list(self.model.parameters())
         self.optimizer = AdamW(self.parameters, config.optimizer)
         self.gradients: dict[Tensor, Tensor] = {}
+        self._dp = groups.along.get(Axis.DP)
+        self._sums_begun: list[Begun] | None = None
         for parameter in self.parameters:
             parameter.register_post_accumulate_grad_hook(self._collect)  # type: ignore[no-untyped-call]
 
@@ -74,6 +78,8 @@ class PlainEngine:
             self.gradients[parameter].add_(fresh)
         else:
             self.gradients[parameter] = fresh.float()
+        if self._sums_begun is not None and self._dp is not None:
+            self._sums_begun.append(begin_summed(self.gradients[parameter], self._dp))
 
     def step(self, batches: Iterable[Batch], lr: float) -> StepReport:
         """One optimiser step over all micro-batches. Raises TrainingError when the loss is not finite."""
@@ -101,14 +107,21 @@ class PlainEngine:
         """The loss and the count over micro-batches. They are read once, at the end: reading waits for the device."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         count = torch.zeros((), dtype=torch.int64, device=self.device)
-        for batch in batches:
+        for batch, last in _lookahead(batches):
             there = batch if self.device.type == "cpu" else _moved(batch, self.device)
             hidden = self.model.hidden(there.ids)
             loss = self.objective.loss(hidden, self.model.head, there)
             if backward:
+                # Gradients are whole in the last micro-batch: they go round while those of earlier layers are made.
+                self._sums_begun = [] if last else None
                 loss.sum.backward()  # type: ignore[no-untyped-call]
             total += loss.sum.detach()
             count += loss.count
+        for finish in self._sums_begun or ():
+            finish()
+        self._sums_begun = None
+        if self._dp is not None:
+            total, count = summed(torch.stack((total, count.double())), self._dp)
         return total.item(), int(count.item())
 
     def _not_finite(self, what: str, value: float) -> TrainingError:
@@ -200,6 +213,15 @@ def _check_shape(source: Source, name: str, spec: TensorSpec) -> None:
     found = source.spec(name).shape
     if found != spec.shape:
         raise CheckpointError(f"{name} is {list(found)}, and the model asks for {list(spec.shape)}", "choose another")
+
+
+def _lookahead(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """The batches, and whether each is the last."""
+    rest = iter(batches)
+    ahead = next(rest, None)
+    while ahead is not None:
+        batch, ahead = ahead, next(rest, None)
+        yield batch, ahead is None
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

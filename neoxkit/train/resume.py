@@ -14,6 +14,7 @@ from neoxkit.checkpoint.format import MODEL
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.config.run import RunConfig
 from neoxkit.errors import CheckpointError, ConfigError
+from neoxkit.parallel.world import ALONE, World
 from neoxkit.train.feed import Identity
 from neoxkit.train.schedule import rate_of
 
@@ -78,19 +79,15 @@ class Past:
         return events, self.position.step
 
 
-def past_of(folder: Path) -> Past | None:
-    """What a run's folder says of its past; None when nothing was saved yet.
+def past_of(folder: Path, world: World = ALONE) -> Past | None:
+    """What a run's folder says of its past; None when nothing was saved yet. All processes take the same one.
 
     Raises CheckpointError when there are checkpoints and none can be gone on from: a fresh start
     would look like a resumed run.
     """
-    if not folder.is_dir() or not list_checkpoints(folder):
-        return None
-    path = newest(folder)
+    path = world.agree(lambda: _newest(folder))
     if path is None:
-        raise CheckpointError(
-            f"{folder} has checkpoints, and none is valid", "restore a copy, or choose another save.folder"
-        )
+        return None
     checkpoint = Checkpoint.open(path)
     state, run_yaml = checkpoint.trainer_state(), checkpoint.run_yaml
     imported = isinstance(state, dict) and "data" in state and state["data"] is None
@@ -109,6 +106,17 @@ def past_of(folder: Path) -> Past | None:
             f"{path}: its trainer state cannot be read ({error!r})", "upgrade neoxkit, or begin anew with `load`"
         ) from None
     return past
+
+
+def _newest(folder: Path) -> Path | None:
+    if not folder.is_dir() or not list_checkpoints(folder):
+        return None
+    path = newest(folder)
+    if path is None:
+        raise CheckpointError(
+            f"{folder} has checkpoints, and none is valid", "restore a copy, or choose another save.folder"
+        )
+    return path
 
 
 def settle(config: RunConfig, past: Past) -> tuple[RunConfig, list[str]]:
