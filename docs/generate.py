@@ -17,6 +17,7 @@ import click
 
 from neoxkit.cli import main
 from neoxkit.config import reference
+from neoxkit.config.neox import table
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 100
@@ -58,12 +59,14 @@ def results() -> str:
     from neoxkit.convert.compare import Comparison
     from neoxkit.convert.contents import Report
     from neoxkit.convert.describe import describe
+    from neoxkit.train.estimate import Estimate
 
     makers = {
         "inspect": [describe],
         "verify": [Report.json, against_json],
         "diff": [Comparison.json],
         "gc": [Removal.json],
+        "plan": [Estimate.json],
     }
     lines = ["# What commands print with `--json`", "", "Generated from the code by `make docs`."]
     for name, functions in makers.items():
@@ -77,6 +80,7 @@ PAGES = {
     "docs/json.md": results,
     "docs/cli.md": commands,
     "docs/options.md": reference.markdown,
+    "docs/gpt-neox-options.md": table.markdown,
     "tests/cli/options.txt": options,
 }
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 
 class NeoxkitError(ValueError):
-    """A mistake in the input. The command line prints it as one line and exits with 2.
+    """A mistake in the input. The command line prints it as one line and exits with `exit_code`.
 
     `cause` says what is wrong and where (file, key, tensor); `remedy` says what to do about it.
     """
+
+    exit_code = 2
 
     def __init__(self, cause: str, remedy: str = "") -> None:
         super().__init__(cause, remedy)

@@ -32,8 +32,9 @@ from neoxkit.errors import ConfigError
 from neoxkit.mesh import Mesh
 from neoxkit.nn import loss
 from neoxkit.nn.decoder import Decoder, form_groups, holdings, pieces, specs
-from neoxkit.nn.init import initial, initialise
+from neoxkit.nn.init import drawing, initial, initialise
 from neoxkit.nn.loss import cross_entropy
+from neoxkit.parallel.collectives import summed
 from neoxkit.parallel.gradients import total_norm
 from neoxkit.parallel.groups import LOCAL, Groups, form
 from neoxkit.serve.generate import continuation
@@ -52,6 +53,20 @@ HANG = 30.0
 """Seconds after which a rank gives up waiting for another."""
 
 INIT, SEED = Init(std=0.1), 5
+
+ADAMW: dict[str, Any] = {"lr": 0.01, "eps": 0.01}
+MUON: dict[str, Any] = {"kind": "muon", "lr": 0.01, "rest": {"eps": 0.01}}
+
+
+CONTEXT = {2: {"cp 2": Mesh(cp=2)}, 4: {"cp 4": Mesh(cp=4), "cp 2 x tp 2": Mesh(cp=2, tp=2)}}
+"""Meshes that divide the tokens of every sample, by the number of processes."""
+
+
+def chosen(names: Sequence[str], world: int) -> list[str]:
+    """The cases for the meshes of CONTEXT: all on two processes; on more, of each family one."""
+    made = [name for name in names if name.startswith("made-") or name == "segments"]
+    rest = [name for name in names if name not in made]
+    return [*made, *(rest if world == 2 else {name.partition("-")[0]: name for name in rest}.values())]
 
 
 class Finding(NamedTuple):
@@ -80,11 +95,18 @@ class Case:
     losses: list[float]
     trained: dict[str, Tensor]
     told: list[int]
+    by_muon: dict[str, Tensor]
 
 
 def part(value: Tensor, here: Box) -> Tensor:
     """A box of a tensor."""
     return value[tuple(slice(*span) for span in here)]
+
+
+def share(value: Tensor, groups: Groups) -> Tensor:
+    """The tokens of [B, T, ...] that context parallelism gives to a place."""
+    index, size = groups.mesh.coord()[Axis.CP]
+    return value.chunk(size, 1)[index].contiguous()
 
 
 def fill(model: Decoder, weights: dict[str, Tensor]) -> Decoder:
@@ -123,7 +145,10 @@ def prepare(name: str, config: ModelConfig, seed: int, segmented: bool = False) 
     logits = model.head(hidden).detach()
     losses, state = train(config, LOCAL, False, weights, Batch(ids, labels, mask.bool()))
     trained = {held.name: held.value.clone() for held in state}
-    answers = (logits, nats, whole_gradients, norm, losses, trained, tell(model, ids))
+    made = name.startswith("made-")
+    state = train(config, LOCAL, False, weights, Batch(ids, labels, mask.bool()), MUON)[1] if made else []
+    by_muon = {held.name: held.value.clone() for held in state}
+    answers = (logits, nats, whole_gradients, norm, losses, trained, tell(model, ids), by_muon)
     return Case(name, config, weights, ids, labels, mask, segments, *answers)
 
 
@@ -133,10 +158,15 @@ def tell(model: Decoder, ids: Tensor) -> list[int]:
 
 
 def train(
-    config: ModelConfig, groups: Groups, sequence: bool, weights: dict[str, Tensor], batch: Batch
+    config: ModelConfig,
+    groups: Groups,
+    sequence: bool,
+    weights: dict[str, Tensor],
+    batch: Batch,
+    optimizer: dict[str, Any] = ADAMW,
 ) -> tuple[list[float], list[Any]]:
     """Losses and norms of two steps of two micro-batches, with clipping, and the state after them."""
-    run = runs.config(clip=0.3, optimizer={"lr": 0.01, "eps": 0.01}).model_copy(update={"model": config})
+    run = runs.config(clip=0.3, optimizer=optimizer).model_copy(update={"model": config})
     engine = PlainEngine(run, NextToken(), groups=groups, sequence_parallel=sequence)
     fill(engine.model, weights)
     said = []
@@ -157,14 +187,20 @@ def backward(
     """The mean loss, every gradient by piece, and their norm over all processes."""
     counted = None if mask.all() else mask.flatten()
     total, count = cross_entropy(hidden.flatten(0, 1), model.head, labels.flatten(), counted)
+    nats = total.detach()
+    if groups.alike is not None:
+        nats, count = summed(torch.stack((nats, count.float())), groups.alike)
     (total / count).backward(retain_graph=True)
     gradients = []
+    if groups.alike is not None:
+        for parameter in model.parameters():
+            parameter.grad = summed(gradient_of(parameter).contiguous(), groups.alike)
     for parameter in model.parameters():
         gradient = gradient_of(parameter)
         for spec, here, rows in holdings(parameter):
             gradients.append((spec, here, gradient[rows].clone()))
     norm = total_norm(((p, gradient_of(p)) for p in model.parameters()), groups)
-    return (total / count).detach(), gradients, norm
+    return nats / count, gradients, norm
 
 
 def differs(what: str, found: Tensor, wanted: Tensor, scale: Tensor | None = None) -> Iterator[str]:
@@ -181,10 +217,11 @@ def differs(what: str, found: Tensor, wanted: Tensor, scale: Tensor | None = Non
 def check_model(case: Case, groups: Groups, sequence: bool) -> Iterator[str]:
     """Logits, loss, every gradient box, their norm; and gradients by way of logits that were gathered."""
     model = fill(Decoder(case.config, groups=groups, sequence_parallel=sequence), case.weights)
-    hidden = model.hidden(case.ids, segments=case.segments)
-    nats, gradients, norm = backward(model, hidden, case.labels, case.mask, groups)
+    segments = None if case.segments is None else share(case.segments, groups)
+    hidden = model.hidden(share(case.ids, groups), segments=segments)
+    nats, gradients, norm = backward(model, hidden, share(case.labels, groups), share(case.mask, groups), groups)
     logits = model.head(hidden)
-    yield from differs("the logits", logits, case.logits)
+    yield from differs("the logits", logits, share(case.logits, groups))
     yield from differs("the loss", nats, case.loss)
     yield from differs("the norm of the gradients", norm, case.norm)
     for spec, here, value in gradients:
@@ -194,7 +231,7 @@ def check_model(case: Case, groups: Groups, sequence: bool) -> Iterator[str]:
         last = holdings(parameter)[-1]
         if parameter[last.rows.stop :].any():
             yield f"the padding of {last.spec.name} is not zero"
-    if case.name.startswith("made-"):
+    if case.name.startswith("made-") and groups.mesh.cp == 1:
         yield from check_gathered(case, model, logits)
 
 
@@ -225,12 +262,10 @@ def check_decoding(case: Case, groups: Groups) -> Iterator[str]:
 
 def check_initial(case: Case, groups: Groups) -> Iterator[str]:
     """The weights of a seed, bit for bit those of the whole tensor."""
-    from neoxkit.nn.init import deviations
-
     model = Decoder(case.config, groups=groups)
     initialise(model, case.config, INIT, SEED)
     for spec, here, value in pieces(model):
-        wanted = initial(spec, SEED, deviations(case.config, INIT))
+        wanted = initial(spec, SEED, drawing(case.config, INIT))
         if not torch.equal(value, part(wanted, here)):
             yield f"the initial {spec.name} at {here} is another"
 
@@ -281,7 +316,8 @@ def save_cuts(case: Case, folder: Path, meshes: Sequence[Mesh]) -> None:
 def check_half(case: Case, groups: Groups, sequence: bool) -> Iterator[str]:
     """In bf16: the loss near to that of fp32, every gradient in bf16 and in the same direction."""
     model = fill(Decoder(case.config, dtype=torch.bfloat16, groups=groups, sequence_parallel=sequence), case.weights)
-    nats, gradients, _ = backward(model, model.hidden(case.ids), case.labels, case.mask, groups)
+    hidden = model.hidden(share(case.ids, groups))
+    nats, gradients, _ = backward(model, hidden, share(case.labels, groups), share(case.mask, groups), groups)
     if abs(float(nats) - float(case.loss)) > 0.03 * float(case.loss):
         yield f"the loss in bf16 is {float(nats):.4f} and in fp32 {float(case.loss):.4f}"
     for spec, here, value in gradients:
@@ -303,10 +339,22 @@ def check_training(case: Case, groups: Groups, sequence: bool) -> Iterator[str]:
         yield from differs(f"after two steps {held.name} at {held.box}", held.value, part(wanted, held.box), wanted)
 
 
+def check_muon(case: Case, groups: Groups) -> Iterator[str]:
+    """Two steps of Muon, which makes whole matrices orthogonal: in bf16, so a step is known to a part of itself."""
+    _, state = train(case.config, groups, False, case.weights, Batch(case.ids, case.labels, case.mask.bool()), MUON)
+    for held in state:
+        wanted, before = part(case.by_muon[held.name], held.box), part(case.weights[held.spec.name], held.box)
+        size = (wanted - before if held.name.startswith("model/") else wanted).norm()
+        if (error := (held.value - wanted).norm()) > 0.15 * size + 1e-7:
+            yield f"after two steps of Muon {held.name} at {held.box} is off by {error:.3g} of {size:.3g}"
+
+
 def check_groups(world: int) -> Iterator[str]:
     """Each group of a mesh of two axes has the ranks that the mesh says."""
-    for mesh in (Mesh(dp=2, tp=world // 2), Mesh(pp=2, tp=world // 2)):
+    for mesh in (Mesh(dp=2, tp=world // 2), Mesh(pp=2, tp=world // 2), Mesh(dp=world // 2, cp=2)):
         groups = form(mesh)
+        if mesh.pp == 1 and (groups.alike is None or dist.get_world_size(groups.alike) != mesh.dp * mesh.cp):
+            yield f"{mesh}: not all that have the same part of the model sum its gradients"
         for axis in Axis:
             ranks = next((r for r in mesh.along([axis]) if dist.get_rank() in r), None)
             group = groups.along.get(axis)
@@ -350,12 +398,23 @@ def findings(case: Case, groups: Groups, folder: Path) -> Iterator[Finding]:
             "initial": lambda: check_initial(case, groups),
             "loading": lambda: check_loading(case, groups, folder),
             "training": lambda: check_training(case, groups, False),
+            "training by Muon": lambda: check_muon(case, groups),
             "training, divided stream": lambda: check_training(case, groups, True),
             "bf16": lambda: check_half(case, groups, False),
             "bf16, divided stream": lambda: check_half(case, groups, True),
         }
     for topic, check in checks.items():
         yield from (Finding(case.name, topic, what) for what in check())
+
+
+def context_findings(case: Case, groups: Groups, mesh: str) -> Iterator[Finding]:
+    """All findings of this rank in one case, where samples are divided."""
+    made = case.name.startswith("made-")
+    for sequence in (False, True) if made and groups.mesh.tp > 1 else (True,):
+        yield from (Finding(case.name, mesh, what) for what in check_model(case, groups, sequence))
+    if case.segments is None and made:
+        yield from (Finding(case.name, mesh, what) for what in check_training(case, groups, True))
+        yield from (Finding(case.name, mesh, what) for what in check_half(case, groups, False))
 
 
 def rank_main(rank: int, world: int, folder: str) -> None:
@@ -375,6 +434,10 @@ def rank_main(rank: int, world: int, folder: str) -> None:
         found.extend(Finding("", "groups", what) for what in check_groups(world))
         found.extend(Finding("", "groups", what) for case in cases[:3] for what in check_tokens(case, groups))
         found.extend(everything(cases, groups, Path(folder)))
+        for name, mesh in CONTEXT[world].items():
+            groups, some = form(mesh, units=range(1, mesh.tp)), chosen([case.name for case in cases], world)
+            with patch.object(loss, "SLICE_ELEMENTS", SLICE_ELEMENTS):
+                found.extend(f for case in cases if case.name in some for f in context_findings(case, groups, name))
         dist.destroy_process_group()
     except BaseException:
         found.append(Finding("", "ended", traceback.format_exc()))
@@ -383,7 +446,7 @@ def rank_main(rank: int, world: int, folder: str) -> None:
         Path(folder, f"found-{world}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def run(world: int, folder: Path, seconds: float = 240.0) -> list[Finding]:
+def run(world: int, folder: Path, seconds: float = 300.0) -> list[Finding]:
     """Start the ranks, wait, and give what they found; a rank that hung or died is a finding too."""
     deadline = time.monotonic() + seconds
     context = multiprocessing.start_processes(

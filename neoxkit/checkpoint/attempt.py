@@ -30,6 +30,7 @@ from neoxkit.log import note
 LOCK, FILES, OLD = "neoxkit.lock", "files", "old"
 _PATIENCE = 10.0  # seconds that a lock is tried for: others hold it only while they look, or remove
 _WAIT = 1800.0  # seconds that rank 0 waits for the other ranks' files
+_TRIES = 10  # to remove what others are just leaving
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux's renameat2
 
 Objection = Callable[[Place], "str | None"]
@@ -63,6 +64,7 @@ class Attempt:
         if self._rank != 0:
             with disk(self.folder, need):
                 self.path.mkdir(parents=True, exist_ok=True)
+                (self._home / LOCK).touch()  # should rank 0 never come, this is known for an attempt, and dead
             return
         check_destination(self.folder, self._force, self._objection)
         with disk(self.folder, need):
@@ -316,11 +318,23 @@ def _clear(home: Path) -> bool:
         flush(home.parent)
     for path in home.iterdir():
         if path.name != LOCK:
-            shutil.rmtree(path)
+            _remove(path)
     (home / LOCK).unlink()
     with suppress(FileNotFoundError):  # once it is empty, others may take it for dead
         home.rmdir()
     return not put_back
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder in which other ranks may still put a last file, or remove one."""
+    for attempt in range(_TRIES):
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or attempt == _TRIES - 1:
+                raise
+        if not folder.exists():
+            return
 
 
 def _exchange(first: Path, second: Path) -> bool:

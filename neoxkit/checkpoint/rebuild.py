@@ -31,7 +31,7 @@ from neoxkit.checkpoint.scan import Sums
 from neoxkit.errors import CheckpointError
 
 _WITHIN = re.compile(r"step-(\d+)")
-_PLACE = re.compile(r"model/pp(\d+)-tp(\d+)(?:-ep(\d+))?\.safetensors")
+_PLACE = re.compile(r"model/pp(\d+)-tp(\d+)(?:-ep(\d+))?(?:-dp\d+)?(?:-cp\d+)?\.safetensors")
 _LINE = re.compile(r'^\s*("(?:[^"\\]|\\.)+"): (\{"dtype".*)')
 _CRC = re.compile(r'"crc": "([0-9a-f]{16})"')
 _REMEDY = "restore the file from a copy"

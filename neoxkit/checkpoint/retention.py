@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,21 +53,28 @@ class Removal:
 
 
 def keep(
-    steps: Mapping[str, int], last: int | None = None, every: int | None = None, latest: str | None = None
+    steps: Mapping[str, int],
+    last: int | None = None,
+    every: int | None = None,
+    latest: str | None = None,
+    stays: Callable[[int], bool] = lambda step: False,
 ) -> dict[str, str]:
     """Which of a run's valid checkpoints are kept, and why; all, when neither `last` nor `every` is given.
 
-    `steps` are their steps by name, oldest first. The newest `last` are kept, each whose step is a
-    multiple of `every`, the one that the file `latest` names, and always the newest.
+    `steps` are their steps by name, oldest first. Those of which `stays` is true are kept. Of the
+    others the newest `last` are, each whose step is a multiple of `every`, and the one that the file
+    `latest` names; and always the newest of all.
     """
     if last is None and every is None:
         return dict.fromkeys(steps, "all are")
     names = list(steps)
+    rest = [name for name, step in steps.items() if not stays(step)]
     found: dict[str, str] = {}
     for name, step in steps.items():
         reasons = {
             "the newest": name == names[-1],
-            f"one of the newest {last}": last is not None and name in names[-last:],
+            f"step {step} was asked for": name not in rest,
+            f"one of the newest {last}": last is not None and name in rest[-last:],
             f"step {step} is a multiple of {every}": every is not None and step % every == 0,
             f"{LATEST} names it": name == latest,
         }
@@ -77,11 +84,17 @@ def keep(
 
 
 def plan(
-    run: Path, among: Sequence[Path], last: int | None = None, every: int | None = None, invalid: bool = False
+    run: Path,
+    among: Sequence[Path],
+    last: int | None = None,
+    every: int | None = None,
+    invalid: bool = False,
+    stays: Callable[[int], bool] = lambda step: False,
 ) -> Removal:
     """What of `among`, checkpoints of a run by step, is kept and what goes. Nothing is removed.
 
-    Those that are not valid count for nothing; with `invalid` they go too, unless no valid one is there.
+    Arguments as for `keep`. Those that are not valid count for nothing; with `invalid` they go too,
+    unless no valid one is there.
     """
     found = Removal(run)
     steps: dict[str, int] = {}
@@ -95,7 +108,7 @@ def plan(
             steps[path.name] = step_of(path)
     latest = run / LATEST
     named = latest.read_text(errors="replace").strip() if latest.is_file() else None
-    found.kept = keep(steps, last, every, named)
+    found.kept = keep(steps, last, every, named, stays)
     for path in among:
         if path.name in found.kept:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -198,15 +198,18 @@ class Writer:
             pieces[key] = {"tensor": part.name, **spec_json(part.spec), **cut}
         return tensors, pieces
 
-    def commit(self) -> None:
+    def commit(self, ready: Callable[[], None] = lambda: None) -> None:
         """Make the checkpoint visible, whole. On ranks other than 0: hand over what this rank wrote.
 
-        Rank 0 waits for the others. Raises CheckpointError, and removes the attempt, when a planned
-        piece was not written, or a rank does not come.
+        Rank 0 waits for what the others hand over. `ready` is called on each rank once its part is on
+        stable storage: ranks which can talk to each other wait there, and notice when one of them is
+        gone. Raises CheckpointError, and removes the attempt, when a planned piece was not written, or
+        a rank does not come; and what `ready` raises.
         """
         assert self._state == "open", f"commit after {self._state}"
         with self._giving_up():
             self._finish()
+            ready()
             if self._rank == 0:
                 self._publish()
         self._state = "committed"

@@ -3,7 +3,8 @@
 `neoxkit --help` imports click and nothing else. A command lives in `neoxkit/cli/NAME.py`, as the
 click command or group called `command`.
 
-Exit codes: 0 fine; 1 checked and found bad; 2 wrong usage or wrong input; 130 interrupted.
+Exit codes: 0 fine; 1 checked and found bad; 2 wrong usage or wrong input; 75 another process of a job was lost;
+128 + N stopped by signal N (130: interrupted).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -23,6 +25,8 @@ from neoxkit.errors import NeoxkitError
 COMMANDS = {
     "data": ("neoxkit.cli.data", "Turn text into tokens to train on, and show what token files hold."),
     "train": ("neoxkit.cli.train", "Train the model that FILES describe, merged in order."),
+    "plan": ("neoxkit.cli.plan", "Estimate what the run that FILES describe would need."),
+    "report": ("neoxkit.cli.report", "Make a page of HTML of how a run went."),
     "import": ("neoxkit.cli.import_", "Make a checkpoint of a model that another program wrote."),
     "export": ("neoxkit.cli.export", "Make a Hugging Face model of a checkpoint."),
     "reshard": ("neoxkit.cli.reshard", "Cut a checkpoint for another number of devices."),
@@ -33,7 +37,7 @@ COMMANDS = {
     "rebuild-manifest": ("neoxkit.cli.rebuild_manifest", "Make a lost or damaged manifest.json anew."),
     "generate": ("neoxkit.cli.generate", "Continue a prompt."),
     "eval": ("neoxkit.cli.eval", "Measure bits per byte and perplexity on texts."),
-    "config": ("neoxkit.cli.config", "Check, show and explain the configuration of a run."),
+    "config": ("neoxkit.cli.config", "Check, show, convert and explain the configuration of a run."),
 }
 """For each command the module that holds it and the first line of its help, which the module has too."""
 
@@ -65,6 +69,9 @@ EXTRAS = {
     "zstandard": "data",
     "pyarrow": "data",
     "matplotlib": "plot",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "comet_ml": "comet",
 }
 """The extra of pyproject.toml that brings a module which the base installation does without."""
 
@@ -119,8 +126,11 @@ class Commands(click.Group):
         return 0
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
-        """Run a command line and exit. A user's mistake is one line on stderr, and 2."""
-        session = {"debug": False}
+        """Run a command line and exit. A user's mistake is one line on stderr, and 2.
+
+        A command that must not end by way of the interpreter's teardown sets `session["leave"]`.
+        """
+        session: dict[str, Any] = {"debug": False, "leave": sys.exit}
         extra.update(standalone_mode=False, obj=session)
         try:
             code = super().main(args, **extra)
@@ -134,13 +144,18 @@ class Commands(click.Group):
             code = INTERRUPTED
         except Exception as error:
             line = explain(error)
-            if line is None or session["debug"]:
+            if line is not None and not session["debug"]:
+                if isinstance(error, OSError):
+                    _forget_output()
+                click.echo(f"error: {line}", err=True)
+                code = error.exit_code if isinstance(error, NeoxkitError) else 2
+            elif session["leave"] is sys.exit:
                 raise
-            if isinstance(error, OSError):
-                _forget_output()
-            click.echo(f"error: {line}", err=True)
-            code = 2
-        sys.exit(code)
+            else:
+                traceback.print_exc()
+                code = 1
+        session["leave"](code)
+        raise AssertionError("nothing comes after this")
 
 
 def explain(error: Exception) -> str | None:

@@ -1,39 +1,24 @@
-"""YAML files and `--set` to a RunConfig: strict, with the file and line in every error.
-
-Scalars are read as YAML 1.2 reads them, so that 6e-4 is a number and `on` is text; 1_000 and 1e3
-are whole numbers.
-"""
+"""YAML files and `--set` to a RunConfig: strict, with the file and line in every error."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import re
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from neoxkit.config.neox.files import Mix, is_neox
+from neoxkit.config.neox.translate import translate
+from neoxkit.config.neox.write import lost, to_neox
 from neoxkit.config.reference import children, options
 from neoxkit.config.run import RunConfig
+from neoxkit.config.tree import Key, Tree, override, read
 from neoxkit.errors import ConfigError
 
-Key = tuple[str, ...]
-
-_WHOLE = re.compile(r"[-+]?[0-9][0-9_]*")
-_EXPONENT = re.compile(r"([-+]?[0-9]+)[eE]\+?([0-9]{1,3})")
-_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF|nan|NaN|NAN)")
-_WORDS: dict[str, bool | None] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-}
-_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -51,42 +36,6 @@ _EXPECTED = {
 }
 
 
-@dataclass
-class Tree:
-    """Options as they were given, merged, and where each came from: "run.yaml:12" or "--set"."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    origins: dict[Key, str] = field(default_factory=dict)
-
-    def origin(self, key: Sequence[str]) -> str:
-        """Where an option was given; for one that was not, where the nearest node above it was."""
-        for length in range(len(key), -1, -1):
-            if found := self.origins.get(tuple(key[:length])):
-                return found
-        return "configuration"
-
-    def merge(self, other: Tree) -> None:
-        """Take over what `other` gives. A mapping that names another `kind` replaces ours."""
-        self._merge(self.values, other.values, (), other)
-
-    def _merge(self, ours: dict[str, Any], theirs: Mapping[str, Any], at: Key, other: Tree) -> None:
-        if at or () not in self.origins:  # what the top level lacks is told of the first file
-            self.origins[at] = other.origins[at]
-        for name, value in theirs.items():
-            key, old = (*at, name), ours.get(name)
-            if (
-                isinstance(value, dict)
-                and isinstance(old, dict)
-                and value.get("kind", old.get("kind")) == old.get("kind")
-            ):
-                self._merge(old, value, key, other)
-                continue
-            for stale in [k for k in self.origins if k[: len(key)] == key]:
-                del self.origins[stale]
-            ours[name] = deepcopy(value)
-            self.origins.update({k: v for k, v in other.origins.items() if k[: len(key)] == key})
-
-
 def load_run(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
     """The run that several files, merged in order, and overrides ("a.b=c") describe.
 
@@ -98,11 +47,20 @@ def load_run(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunC
 
 def load_tree(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Tree:
     """The options as given, merged but not yet validated. Raises ConfigError as `load_run` does."""
-    tree = Tree()
-    for path in paths:
-        tree.merge(_read(Path(path)))
-    for override in overrides:
-        tree.merge(_override(override))
+    tree, mix = Tree(), Mix()
+    parts: list[Tree | Mix] = []
+    for document in (read(Path(path)) for path in paths):
+        if not is_neox(document):
+            parts.append(document.tree())
+            continue
+        if not mix.files:
+            parts.append(mix)  # all of gpt-neox's files are one, where the first of them stands
+        mix.add(document)
+    ours = [given for given in map(override, overrides) if not mix.take(given)]
+    for part in parts:
+        tree.merge(translate(part) if isinstance(part, Mix) else part)
+    for given in ours:
+        tree.merge(given)
     return tree
 
 
@@ -117,130 +75,37 @@ def validate(tree: Tree) -> RunConfig:
     return run
 
 
-def dump(config: RunConfig) -> str:
-    """The run as YAML, every option resolved."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def spell(tree: Tree) -> str:
+    """A tree of options as YAML: what was given, and nothing else."""
+    order = {name: number for number, name in enumerate(RunConfig.model_fields)}
+    values = dict(sorted(tree.values.items(), key=lambda item: order.get(item[0], 0)))
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-class _Reader(yaml.SafeLoader):
-    """Composes YAML nodes whose plain scalars are all text yet; refuses aliases."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (as pyyaml declares it)
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
-            raise ConfigError(f"{self.name}:{line}: aliases (*name) are not read", "write the value out")
-        return super().compose_node(parent, index)
-
-
-def _read(path: Path) -> Tree:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file", "name a YAML file that exists") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder", "name a YAML file in it") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not text in UTF-8", "name a YAML file") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", "check its permissions") from None
-    return _parse(text, str(path))
+def spell_neox(run: RunConfig) -> str:
+    """A run as gpt-neox's YAML. Raises ConfigError, naming them, for options that gpt-neox has no word for."""
+    options = to_neox(run)
+    back = validate(translate(Mix.of(options, "gpt-neox")))
+    if missing := list(lost(run, back)):
+        first = missing[0]
+        value = at_key(run.model_dump(mode="json"), first)
+        raise ConfigError(f"gpt-neox has no word for {first} {_shown(value)}", f"set {', '.join(missing)} otherwise")
+    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
 
-def _parse(text: str, name: str) -> Tree:
-    try:
-        reader = _Reader(text)
-        reader.name = name
-        node = reader.get_single_node()
-        if node is None:
-            raise ConfigError(f"{name} is empty", "give at least one option")
-        tree = Tree(origins={(): name})
-        values = _build(node, (), tree, name)
-    except yaml.YAMLError as error:
-        raise _bad_yaml(error, name) from None
-    except RecursionError:
-        raise ConfigError(f"{name} is nested too deeply", "a configuration is a few levels deep") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name} holds no mapping", "write one option a line, as `key: value`")
-    tree.values = values
-    return tree
-
-
-def _bad_yaml(error: yaml.YAMLError, name: str) -> ConfigError:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
-    if "'\\t'" in str(problem):
-        problem = "a tab, which YAML does not allow for indentation"
-    where = f"{name}:{mark.line + 1}" if mark else name
-    return ConfigError(f"{where}: not valid YAML: {problem}", "mend the line (or the one before it)")
-
-
-def _build(node: yaml.Node, at: Key, tree: Tree, name: str) -> Any:
-    """The value of a YAML node; the origins of it and of all below it go to the tree."""
-    here = f"{name}:{node.start_mark.line + 1}"
-    tree.origins.setdefault(at, here)
-    if node.tag not in _TAGS:
-        raise ConfigError(f"{here}: the tag {node.tag} is not read", "write a plain value")
-    if isinstance(node, yaml.SequenceNode):
-        return [_build(item, (*at, str(index)), tree, name) for index, item in enumerate(node.value)]
-    if isinstance(node, yaml.ScalarNode):
-        return _scalar(node, here)
-    values: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        line = f"{name}:{key_node.start_mark.line + 1}"
-        key = key_node.value
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"{line}: a key must be one word", "write `key: value`")
-        if key == "<<":
-            raise ConfigError(f"{line}: merge keys (<<) are not read", "give several files; they are merged in order")
-        if key in values:
-            first = tree.origins[(*at, key)]
-            raise ConfigError(f"{line}: {'.'.join((*at, key))} was already given at {first}", "keep one of them")
-        tree.origins[(*at, key)] = line
-        values[key] = _build(value_node, (*at, key), tree, name)
+def at_key(values: Any, key: str) -> Any:
+    """What a tree has at a dotted key; None where it ends before."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
     return values
 
 
-def _scalar(node: yaml.ScalarNode, here: str) -> Any:
-    text = node.value
-    if node.style is not None:  # quoted or a block: text, whatever it looks like
-        return text
-    if text in _WORDS:
-        return _WORDS[text]
-    if _WHOLE.fullmatch(text):
-        return int(text)
-    if match := _EXPONENT.fullmatch(text):
-        return int(match[1]) * 10 ** int(match[2])
-    if _NUMBER.fullmatch(text):
-        return float(text)
-    if _NOT_FINITE.fullmatch(text):
-        raise ConfigError(f"{here}: {text} is no finite number", "write a finite number, or null for no limit")
-    return text
-
-
-def _override(text: str) -> Tree:
-    """The tree of one "a.b=c"; the value is YAML."""
-    dotted, equals, value = text.partition("=")
-    key = tuple(part.strip() for part in dotted.split("."))
-    if not equals or not all(key):
-        raise ConfigError(f"--set {text} is no assignment", "write it as --set key.below=value")
-    origin = f"--set {dotted}"
-    tree = Tree()
-    try:
-        reader = _Reader(value)
-        reader.name = origin
-        node = reader.get_single_node()
-        below = Tree()
-        found = _build(node, (), below, origin) if node is not None else None
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {text}: the value is not valid YAML", "quote it") from None
-    tree.values = {key[-1]: found}
-    for name in reversed(key[:-1]):
-        tree.values = {name: tree.values}
-    tree.origins = {key[:length]: origin for length in range(len(key) + 1)}
-    tree.origins.update({(*key, *rest): origin for rest in below.origins})
-    return tree
+def dump(config: RunConfig) -> str:
+    """The run as YAML, every option resolved."""
+    resolved = config.model_dump(mode="json")
+    if config.mesh.dp is None and config.batch.micro and config.batch.accumulation:
+        del resolved["batch"]["size"]  # it follows from the devices, and would fix their number
+    return yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
 
 
 def _tuples(value: Any) -> Any:
@@ -257,7 +122,7 @@ def _explain(tree: Tree, error: ValidationError) -> ConfigError:
     errors.sort(key=lambda e: {"extra_forbidden": 0, "missing": 2}.get(e["type"], 1))
     first = errors[0]
     key = _real(tree.values, first["loc"])
-    cause, remedy = _said(first, key)
+    cause, remedy = _said(tree, first, key)
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return ConfigError(f"{tree.origin(key)}: {cause}{more}", remedy)
 
@@ -266,7 +131,8 @@ def _real(values: Any, loc: Sequence[int | str]) -> Key:
     """A location without the names of kinds, which pydantic puts between the keys of a union."""
     key: list[str] = []
     for part in loc:
-        if isinstance(values, dict) and part not in values and part == values.get("kind"):
+        # (What has no kind is an optimizer, which is AdamW then.)
+        if isinstance(values, dict) and part not in values and part == values.get("kind", "adamw"):
             continue
         key.append(str(part))
         try:
@@ -276,12 +142,14 @@ def _real(values: Any, loc: Sequence[int | str]) -> Key:
     return tuple(key)
 
 
-def _said(error: Any, key: Key) -> tuple[str, str]:
+def _said(tree: Tree, error: Any, key: Key) -> tuple[str, str]:
     """Cause and remedy of one of pydantic's errors."""
     dotted, kind, given = ".".join(key), error["type"], error["input"]
     if kind == "extra_forbidden":
         return f"unknown option {dotted}", _suggest(key)
     if kind == "missing":
+        if said := next((said for lacking, said in tree.lacking.items() if lacking[: len(key)] == key), None):
+            return said
         if key[-1].isdigit():
             return f"{'.'.join(key[:-1])} is too short", "give all its values"
         return f"{dotted} is missing", f"it has no default; see `neoxkit config explain {dotted}`"
@@ -309,6 +177,8 @@ def _suggest(key: Key) -> str:
     """What an unknown option was probably meant to be."""
     parent, name = ".".join(key[:-1]), key[-1]
     siblings = children(parent)
+    if kinds := [option.where for option in options() if option.key == ".".join(key)]:
+        return f"it belongs to {parent} with {' or '.join(kinds)}"
     if close := difflib.get_close_matches(name, siblings, n=1, cutoff=0.6):
         return f"did you mean {'.'.join((*key[:-1], close[0]))}?"
     known = [option.key for option in options()]

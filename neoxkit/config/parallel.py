@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -15,15 +16,49 @@ class MeshSizes(Node):
     tp: int = Field(1, gt=0, description="Tensor parallel: heads, hidden rows and the vocabulary are divided.")
     pp: int = Field(1, gt=0, description="Pipeline parallel: layers are divided.")
     dp: int | None = Field(
-        None, gt=0, description="Data parallel: samples are divided. devices / (tp x pp) when left out."
+        None, gt=0, description="Data parallel: samples are divided. devices / (tp x pp x cp) when left out."
+    )
+    cp: int = Field(
+        1,
+        gt=0,
+        description="Context parallel: the tokens of every sample are divided, and heads during attention, as "
+        "DeepSpeed-Ulysses does (arXiv 2309.14509). For long samples.",
     )
     sequence_parallel: bool = Field(
         False, description="Divide tokens too, over tp, wherever heads are not: less memory, the same amount sent."
     )
 
+    @property
+    def model(self) -> int:
+        """Devices that learn from the same samples."""
+        return self.tp * self.pp * self.cp
+
+    @property
+    def tokens(self) -> int:
+        """Ranks that the tokens of a sample are divided over."""
+        return self.cp * (self.tp if self.sequence_parallel else 1)
+
+    def problems(self, heads: int, sequence: int, noise: bool) -> Iterator[tuple[str, str, str]]:
+        """What these contradict of a run with such a model and samples: the key, why, what to do."""
+        both = f"tp {self.tp} x cp {self.cp}"
+        if self.cp > 1 and heads % (self.tp * self.cp):
+            cause = f"mesh.cp {self.cp}: {heads} heads do not divide over {both}, and attention divides whole heads"
+            yield "mesh.cp", cause, "choose another mesh"
+        if self.cp > 1 and self.pp > 1:
+            cause = f"mesh.cp {self.cp} with mesh.pp {self.pp}: DeepSpeed's pipeline knows no context parallelism"
+            yield "mesh.cp", cause, "set one of them to 1; ZeRO divides state over dp x cp"
+        if self.cp > 1 and noise:
+            cause = f"logging.noise_scale with mesh.cp {self.cp}: a rank has the gradient of no whole sample"
+            yield "logging.noise_scale", cause, "set it to null"
+        if sequence % self.tokens:
+            key = "mesh.sequence_parallel" if sequence % self.cp == 0 else "mesh.cp"
+            over = both if self.sequence_parallel and self.cp > 1 else f"{'cp' if self.cp > 1 else 'tp'} {self.tokens}"
+            cause = f"{key} divides {sequence} tokens over {over}, and they do not divide"
+            yield key, cause, "choose another data.sequence"
+
 
 class Zero(Node):
-    """What data-parallel ranks divide among themselves (ZeRO, arXiv 1910.02054). Stages above 0 need DeepSpeed."""
+    """What ranks along dp and cp divide among themselves (ZeRO, arXiv 1910.02054). Stages above 0 need DeepSpeed."""
 
     stage: Literal[0, 1, 2, 3] = Field(
         0, description="0: nothing; 1: optimizer state; 2: gradients too; 3: weights too."
@@ -51,3 +86,6 @@ class LossScale(Node):
     hysteresis: int = Field(2, gt=0, description="Overflows until the scale is halved.")
     lowest: float = Field(1.0, gt=0, description="The scale is never halved below this.")
     fixed: bool = Field(False, description="Keep the first scale for ever.")
+    most_skipped: int = Field(
+        50, gt=0, description="A step whose gradient overflows is skipped; so many in a row end the run."
+    )

@@ -43,7 +43,7 @@ def sections(node: type[BaseModel] = RunConfig, key: str = "", where: str = "") 
     own, below = [], []
     for name, field in node.model_fields.items():
         path = f"{key}.{name}" if key else name
-        nodes = _nodes(field.annotation)
+        nodes = nodes_of(field.annotation)
         if not nodes:
             own.append(Option(path, _spelled(field.annotation, field), _default(field), field.description or "", where))
         for child in nodes:
@@ -87,14 +87,14 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _nodes(annotation: Any) -> list[type[BaseModel]]:
+def nodes_of(annotation: Any) -> list[type[BaseModel]]:
     """The nodes that an annotation may hold; none for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) is Annotated:
-        return _nodes(get_args(annotation)[0])
+        return nodes_of(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return [node for part in get_args(annotation) for node in _nodes(part)]
+        return [node for part in get_args(annotation) for node in nodes_of(part)]
     return []
 
 

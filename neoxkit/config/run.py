@@ -7,14 +7,17 @@ properties and are never stored.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeGuard
 
 from pydantic import Field, model_validator
 
 from neoxkit.config.deepspeed import DeepSpeedOptions
+from neoxkit.config.faults import Faults
 from neoxkit.config.model import ModelConfig, Node
-from neoxkit.config.optimizer import Init, Optimizer, Schedule
+from neoxkit.config.optimizer import WHOLE, Init, Mup, Optimizer, Schedule
 from neoxkit.config.parallel import LossScale, MeshSizes, Recompute, Zero
+from neoxkit.config.saving import Save
+from neoxkit.config.watching import Logging, Profile
 from neoxkit.errors import ConfigError
 from neoxkit.mesh import Mesh
 
@@ -25,6 +28,21 @@ class Problem(NamedTuple):
     key: str
     cause: str
     remedy: str
+
+
+class Curriculum(Node):
+    """Samples that are short at first (arXiv 2108.06084): cut short, and what is cut off is not learned from."""
+
+    start: int = Field(gt=0, description="Tokens that a sample predicts in the first steps.")
+    steps: int = Field(gt=0, description="Steps until samples are as long as data.sequence says.")
+    multiple: int = Field(8, gt=0, description="Lengths are multiples of this.")
+    root: int = Field(1, gt=0, description="They grow with this root of the steps: 1 linearly, 2 fast at first.")
+
+    @model_validator(mode="after")
+    def _starts_with_a_multiple(self) -> Curriculum:
+        if self.start % self.multiple:
+            raise ValueError(f"start {self.start} is no multiple of {self.multiple}")
+        return self
 
 
 class Data(Node):
@@ -38,6 +56,8 @@ class Data(Node):
     tokenizer: str | None = Field(None, description="Folder of the tokenizer; it is copied into every checkpoint.")
     sequence: int | None = Field(None, gt=0, description="Tokens that a sample predicts; model.context when left out.")
 
+    curriculum: Curriculum | None = Field(None, description="How the length of samples grows; null: it does not.")
+
     @model_validator(mode="after")
     def _held_out_once(self) -> Data:
         if self.valid is not None and self.split is not None:
@@ -45,13 +65,27 @@ class Data(Node):
         return self
 
 
+class BatchWarmup(Node):
+    """Steps of fewer samples at first; as Megatron's rampup. Micro-batches stay as they are, and there are fewer."""
+
+    start: int = Field(gt=0, description="Samples of the first steps.")
+    increment: int = Field(gt=0, description="Samples by which a step grows.")
+    samples: int = Field(gt=0, description="Samples until a step has batch.size of them.")
+
+
 class Batch(Node):
     """How many samples a step learns from, and how many pass through the model at once."""
 
-    size: int = Field(gt=0, description="Samples of one optimiser step.")
+    size: int = Field(
+        gt=0, description="Samples of one optimiser step. micro x accumulation x mesh.dp when left out, both given."
+    )
     micro: int | None = Field(
         None, gt=0, description="Samples of one forward and backward pass; divides size. size when left out."
     )
+    accumulation: int | None = Field(
+        None, gt=0, description="Passes of a data-parallel rank in one step. What micro leaves of size when left out."
+    )
+    warmup: BatchWarmup | None = Field(None, description="How steps grow at first; null: they do not.")
 
 
 class Evaluation(Node):
@@ -61,20 +95,6 @@ class Evaluation(Node):
     batches: int | None = Field(
         None, gt=0, description="An evaluation takes so many times batch.size samples; null: all held-out data."
     )
-
-
-class Save(Node):
-    """Where the run lives, and which checkpoints are kept there."""
-
-    folder: str = Field(description="The run's folder: checkpoints, metrics.jsonl, loss.png.")
-    every: int | None = Field(None, gt=0, description="Steps between checkpoints; null: only after the last step.")
-    keep_last: int | None = Field(None, gt=0, description="Checkpoints to keep, the newest; null: all.")
-
-
-class Logging(Node):
-    """What is told while training goes on."""
-
-    every: int = Field(10, gt=0, description="Steps between lines of the log, where stderr is no terminal.")
 
 
 class RunConfig(Node):
@@ -105,7 +125,7 @@ class RunConfig(Node):
     seed: int = Field(1234, ge=0, lt=2**32, description="Of the initial weights and the order of the data.")
     engine: Literal["auto", "plain", "deepspeed"] = Field(
         "auto",
-        description="plain: neoxkit's own, for tp and dp; deepspeed: for ZeRO and pipelines too. "
+        description="plain: neoxkit's own, for tp, cp and dp; deepspeed: for ZeRO and pipelines too. "
         "auto: plain where it will do.",
     )
     mesh: MeshSizes = MeshSizes()
@@ -114,8 +134,28 @@ class RunConfig(Node):
     loss_scale: LossScale = LossScale()
     deepspeed: DeepSpeedOptions = DeepSpeedOptions()
     init: Init = Init()
+    mup: Mup | None = Field(None, description="Rates and initial values scaled from those of a small width; null: not.")
+    faults: Faults = Faults()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
+    profile: Profile | None = Field(None, description="Steps that are recorded in detail; null: none.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _solve_batch(cls, given: object) -> object:
+        """What follows from two or three of batch size, micro-batch, accumulation and data-parallel size."""
+        if not isinstance(given, dict) or not isinstance(given.get("batch"), dict):
+            return given
+        batch, mesh = dict(given["batch"]), given.get("mesh", {})
+        size, micro, passes = (batch.get(key) for key in ("size", "micro", "accumulation"))
+        if not _whole(micro) or not _whole(passes) or not isinstance(mesh, dict):
+            return given
+        if size is None:
+            dp = mesh.get("dp")
+            batch["size"] = micro * passes * (dp if _whole(dp) else 1)
+        elif mesh.get("dp") is None and _whole(size) and size % (micro * passes) == 0:
+            mesh = {**mesh, "dp": size // (micro * passes)}
+        return {**given, "batch": batch, "mesh": mesh}
 
     @property
     def sequence(self) -> int:
@@ -130,12 +170,12 @@ class RunConfig(Node):
     @property
     def placed(self) -> Mesh:
         """The mesh of the run's processes."""
-        return Mesh(self.mesh.pp, self.dp, 1, self.mesh.tp)
+        return Mesh(self.mesh.pp, self.dp, self.mesh.cp, self.mesh.tp)
 
     @property
     def micro(self) -> int:
         """Samples of one forward and backward pass on one data-parallel rank."""
-        return self.batch.micro or max(1, self.batch.size // self.dp)
+        return self.batch.micro or max(1, self.batch.size // (self.dp * (self.batch.accumulation or 1)))
 
     @property
     def accumulation(self) -> int:
@@ -143,18 +183,22 @@ class RunConfig(Node):
         return self.batch.size // (self.micro * self.dp)
 
     def on(self, devices: int) -> RunConfig:
-        """The run on so many devices: `mesh.dp` is what tensor and pipeline parallelism leave.
+        """The run on so many devices: `mesh.dp` is what the other parallelisms leave.
 
         Raises ConfigError when they do not divide, or contradict what the configuration states.
         """
-        each = self.mesh.tp * self.mesh.pp
+        each = self.mesh.model
         if devices % each or (self.mesh.dp or devices // each) * each != devices:
-            wanted = f"tp {self.mesh.tp} x pp {self.mesh.pp}" + (f" x dp {self.mesh.dp}" if self.mesh.dp else "")
+            wanted = f"tp {self.mesh.tp} x pp {self.mesh.pp}" + (f" x cp {self.mesh.cp}" if self.mesh.cp > 1 else "")
+            wanted += f" x dp {self.mesh.dp}" if self.mesh.dp else ""
             raise ConfigError(
                 f"mesh: {wanted} does not {'make' if self.mesh.dp else 'divide'} {devices} devices",
                 f"start {each * self.dp} processes, or choose another mesh",
             )
-        run = self.model_copy(update={"mesh": self.mesh.model_copy(update={"dp": devices // each})})
+        dp, batch = devices // each, self.batch
+        if self.mesh.dp is None and batch.micro and batch.accumulation:  # the size was left to the devices
+            batch = batch.model_copy(update={"size": batch.micro * batch.accumulation * dp})
+        run = self.model_copy(update={"mesh": self.mesh.model_copy(update={"dp": dp}), "batch": batch})
         run.check()
         return run
 
@@ -165,7 +209,17 @@ class RunConfig(Node):
 
     def problems(self) -> Iterator[Problem]:
         """Options which are each right but contradict each other."""
-        if self.batch.size % (self.micro * self.dp):
+        passes = self.batch.accumulation
+        if passes and self.micro * passes * self.dp != self.batch.size:
+            yield Problem(
+                "batch.size",
+                f"batch.size {self.batch.size} is not micro {self.micro} x accumulation {passes} x dp {self.dp}",
+                "leave one of them out",
+            )
+        elif self.batch.micro is None and self.batch.size % self.dp:
+            cause = f"batch.size {self.batch.size} does not divide over dp {self.dp}"
+            yield Problem("batch.size", cause, f"choose a multiple of {self.dp}, or another mesh")
+        elif self.batch.size % (self.micro * self.dp):
             ranks = f" x dp {self.dp}" if self.dp > 1 else ""
             yield Problem(
                 "batch.micro",
@@ -185,7 +239,14 @@ class RunConfig(Node):
                 "lower schedule.min_lr",
             )
         yield from self._schedule_problems()
+        yield from self._growth_problems()
+        yield from self._mup_problems()
         yield from self._parallel_problems()
+        watching = self.logging.problems(self.runs_on_deepspeed, self.precision, self.accumulation * self.dp)
+        yield from (Problem(f"logging.{key}", cause, remedy) for key, cause, remedy in watching)
+        if self.profile and self.profile.last > self.steps:
+            cause = f"profile.last {self.profile.last} is after the last step, {self.steps}"
+            yield Problem("profile.last", cause, "lower profile.first and profile.last, or leave profile out")
         if self.evaluation.every and self.data.valid is None and self.data.split is None:
             yield Problem(
                 "evaluation.every", "evaluation.every is given without data.valid or data.split", "name held-out tokens"
@@ -193,7 +254,7 @@ class RunConfig(Node):
 
     def _schedule_problems(self) -> Iterator[Problem]:
         decay = self.schedule.decay_steps or self.steps
-        if decay < self.steps and self.schedule.decay == "cosine":
+        if decay < self.steps and self.schedule.decay == "cosine" and self.schedule.era != "pythia":
             yield Problem(
                 "schedule.decay_steps",
                 f"schedule.decay_steps {decay} is below steps {self.steps}: past its end a cosine rises again",
@@ -205,6 +266,48 @@ class RunConfig(Node):
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than the {decay} steps of the schedule",
                 "lower schedule.warmup_steps",
             )
+
+    def _mup_problems(self) -> Iterator[Problem]:
+        if self.mup is None:
+            return
+        if self.model.tied:
+            yield Problem("mup", "mup: a tied head cannot learn at another rate than the embedding", "untie the model")
+        if self.optimizer.kind not in ("adamw", "adamw8bit", "lion"):
+            yield Problem("mup", f"mup with optimizer.kind {self.optimizer.kind}: its rates are Adam's", "use adamw")
+        for name in ("weights", "output"):
+            if "xavier" in (drawn := getattr(self.init, name)) or "orthogonal" in drawn:
+                yield Problem(f"init.{name}", f"init.{name} {drawn} knows no base width, as mup asks", "use normal")
+        smaller = self.mup.base_head_dim not in (None, self.model.mixer.head_dim)
+        if smaller and self.model.mixer.qk_norm:
+            yield Problem("mup.base_head_dim", "mup.base_head_dim: a norm of queries undoes their scale", "remove it")
+        if smaller and self.runs_on_deepspeed:
+            cause = "mup.base_head_dim gives queries a rate of their own, and DeepSpeed takes them together with keys"
+            yield Problem("mup.base_head_dim", cause, "keep head_dim, and change the number of heads")
+
+    def _growth_problems(self) -> Iterator[Problem]:
+        """What is wrong with the growth of batches and of samples."""
+        if warmup := self.batch.warmup:
+            at_once, size = self.micro * self.dp, self.batch.size
+            if warmup.start > size or (size - warmup.start) % warmup.increment:
+                grows = f"from {warmup.start} by {warmup.increment}"
+                yield Problem("batch.warmup", f"batch.warmup grows {grows}, which never is {size}", "choose divisors")
+            for name in ("start", "increment"):
+                if getattr(warmup, name) % at_once:
+                    cause = f"batch.warmup.{name} {getattr(warmup, name)} is no multiple of the {at_once} samples"
+                    yield Problem("batch.warmup", f"{cause} that pass through the model at once", "lower batch.micro")
+        if (curriculum := self.data.curriculum) is None:
+            return
+        if curriculum.start > self.sequence:
+            yield Problem(
+                "data.curriculum",
+                f"data.curriculum.start {curriculum.start} is longer than a sample of {self.sequence}",
+                "lower it",
+            )
+        if curriculum.multiple % (ranks := self.mesh.tokens):
+            cause = f"data.curriculum.multiple {curriculum.multiple} does not divide over {ranks} ranks, as tokens do"
+            yield Problem("data.curriculum", cause, f"choose a multiple of {ranks}")
+        if self.mesh.pp > 1:
+            yield Problem("data.curriculum", "data.curriculum: pipelines send samples of one length only", "remove it")
 
     def _parallel_problems(self) -> Iterator[Problem]:
         mesh, zero = self.mesh, self.zero
@@ -223,20 +326,62 @@ class RunConfig(Node):
         if self.engine == "plain" and (zero.stage or mesh.pp > 1):
             needs = f"zero.stage {zero.stage}" if zero.stage else f"mesh.pp {mesh.pp}"
             yield Problem("engine", f"engine plain knows no {needs}", "set engine: auto")
-        if mesh.sequence_parallel and self.sequence % mesh.tp:
+        yield from self._cut_problems()
+        noise = self.logging.noise_scale is not None
+        found = mesh.problems(self.model.mixer.heads, self.sequence, noise)
+        yield from (Problem(key, cause, remedy) for key, cause, remedy in found)
+        divided = mesh.tp > 1 and self.optimizer.kind != "muon"  # which joins what it needs
+        if self.optimizer.kind in WHOLE and (self.runs_on_deepspeed or divided):
+            how = f"mesh.tp {mesh.tp}" if divided else "engine deepspeed"
             yield Problem(
-                "mesh.sequence_parallel",
-                f"mesh.sequence_parallel divides {self.sequence} tokens over tp {mesh.tp}, and they do not divide",
-                "choose another data.sequence",
+                "optimizer.kind",
+                f"optimizer.kind {self.optimizer.kind} treats each tensor as a whole, and {how} divides tensors",
+                "choose adamw or lion, or engine plain and mesh.tp 1",
             )
-        if self.precision == "fp16":
-            yield Problem("precision", "precision fp16 is not built yet", "choose bf16 or fp32")
-        for key, (built, cause) in _UNBUILT.items():
-            node = self.model_dump(include={key.partition(".")[0]})
-            for part in key.split("."):
-                node = node[part]
-            if node != built:
-                yield Problem(key, f"{key} {node}: {cause}", f"set it to {built}")
+        yield from self._deepspeed_problems()
+
+    def _cut_problems(self) -> Iterator[Problem]:
+        """What of the model does not divide over the mesh. A head on two ranks would count twice."""
+        tp, pp, mixer = self.mesh.tp, self.mesh.pp, self.model.mixer
+        for count, what in ((mixer.heads, "heads"), (self.model.mlp.hidden, "hidden rows of an MLP")):
+            if count % tp:
+                cause = f"mesh.tp {tp} does not divide the model's {count} {what}"
+                yield Problem("mesh.tp", cause, f"choose a divisor of {count}")
+        if mixer.kv_heads % tp and tp % mixer.kv_heads:
+            cause = (
+                f"mesh.tp {tp} neither divides the model's {mixer.kv_heads} key/value heads nor is a multiple of them"
+            )
+            yield Problem("mesh.tp", cause, "choose another mesh.tp")
+        if pp > self.model.depth:
+            cause = f"mesh.pp {pp} is more stages than the model's {self.model.depth} layers"
+            yield Problem("mesh.pp", cause, "lower mesh.pp")
+
+    def _deepspeed_problems(self) -> Iterator[Problem]:
+        """What DeepSpeed's engine cannot do as the plain engine does it."""
+        if not self.runs_on_deepspeed:
+            if self.deepspeed != DeepSpeedOptions():
+                yield Problem("deepspeed", "deepspeed: its options are for its own engine", "set engine: deepspeed")
+            return
+        if self.precision in ("bf16", "fp16") and not self.zero.stage:
+            yield Problem(
+                "zero.stage",
+                f"zero.stage 0 with precision {self.precision}: DeepSpeed would sum gradients in {self.precision}",
+                "set zero.stage: 1",
+            )
+        if self.precision == "fp16" and self.mesh.pp > 1:
+            cause = f"precision fp16 with mesh.pp {self.mesh.pp}: DeepSpeed's pipeline would sum gradients in fp16"
+            yield Problem("precision", cause, "choose bf16")
+        if self.zero.offload != "none" and self.mesh.pp > 1:
+            yield Problem("zero.offload", f"zero.offload {self.zero.offload} is not for pipelines", "set it to none")
+        if self.deepspeed.flops_profiler is not None and self.mesh.pp > 1:
+            yield Problem("deepspeed", "deepspeed.flops_profiler never ends in a pipeline", "leave it out")
+        kind = self.optimizer.kind
+        if self.zero.offload != "none" and kind not in ("adamw", "lion"):
+            yield Problem(
+                "zero.offload",
+                f"zero.offload {self.zero.offload} with optimizer.kind {kind}: DeepSpeed has none on a CPU",
+                "choose adamw or lion",
+            )
 
     def check(self) -> None:
         """Raise ConfigError for the first of `problems`."""
@@ -244,7 +389,5 @@ class RunConfig(Node):
             raise ConfigError(problem.cause, problem.remedy)
 
 
-_UNBUILT: dict[str, tuple[object, str]] = {
-    "recompute.layers": ("none", "recomputing activations is not built yet"),
-}
-"""Options of which one value is built so far, and why another is refused."""
+def _whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -34,7 +34,13 @@ from neoxkit.log import progress
 if TYPE_CHECKING:
     from neoxkit.config.model import ModelConfig
 
-LIKE_THE_MODEL = (MASTER, "optimizer/exp_avg/", "optimizer/exp_avg_sq/")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What a group of parameters has that does not say its states: AdamW's."""
+
+LIKE_THE_MODEL = (
+    MASTER,
+    *(f"optimizer/{each}/" for each in (*MOMENTS, "momentum_buffer", "variance", "state1", "state2")),
+)
 """Components whose tensors have the shapes of the model's."""
 
 
@@ -150,6 +156,7 @@ def check_meaning(checkpoint: Checkpoint, report: Report, bad: set[str]) -> None
     Files that are `bad` are not read again: what is wrong with them was said.
     """
     add = report.findings.append
+    state = None
     if STATE not in bad:
         try:
             state = checkpoint.trainer_state()
@@ -162,7 +169,7 @@ def check_meaning(checkpoint: Checkpoint, report: Report, bad: set[str]) -> None
         return
     try:
         config = checkpoint.config
-        report.findings += _check_names(checkpoint, config)
+        report.findings += _check_names(checkpoint, config, _states(state))
     except NeoxkitError as error:
         add(Finding("config", CONFIG, error.cause))
         return
@@ -174,18 +181,35 @@ def check_meaning(checkpoint: Checkpoint, report: Report, bad: set[str]) -> None
         report.findings += _check_tokenizer(checkpoint.tokenizer, config)
 
 
-def _check_names(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[Finding]:
-    """The model has exactly the tensors that the configuration asks for; each part of the optimizer matches it."""
+def _states(state: object) -> dict[str, set[str]]:
+    """The tensors that each component of the optimizer has by the trainer's state, as far as that can be read."""
+    found: dict[str, set[str]] = {}
+    optimizer = state.get("optimizer") if isinstance(state, dict) else None
+    groups = optimizer.get("groups") if isinstance(optimizer, dict) else None
+    for group in groups if isinstance(groups, list) else ():
+        if not isinstance(group, dict) or not isinstance(names := group.get("names"), list):
+            return {}
+        for each in group.get("states", MOMENTS):
+            found.setdefault(f"optimizer/{each}/", set()).update(map(str, names))
+    return found
+
+
+def _check_names(checkpoint: Checkpoint, config: ModelConfig, states: Mapping[str, set[str]]) -> Iterator[Finding]:
+    """The model has exactly the tensors that the configuration asks for; each part of the optimizer matches it.
+
+    `states` says of parts of the optimizer which tensors they have; the others have all.
+    """
     from neoxkit.checkpoint.dtypes import TORCH
     from neoxkit.nn.decoder import specs
 
     expected = specs(config)
     tensors = checkpoint.manifest.tensors
     components = dict.fromkeys(name.removesuffix(bare(name)) for name in tensors)
-    for component in dict.fromkeys([MODEL, *components]):
+    told = states if any(component != MODEL for component in components) else ()
+    for component in dict.fromkeys([MODEL, *components, *told]):
         held = {bare(name): tensor for name, tensor in tensors.items() if name == component + bare(name)}
         for name in expected:
-            if name not in held:
+            if name not in held and name in states.get(component, expected):
                 where = component + name
                 yield Finding("names", where, f"{where}: the configuration asks for it, and it is missing")
         for name, tensor in held.items():
@@ -222,7 +246,7 @@ def _check_trainer(state: object, manifest: Manifest) -> Iterator[str]:
     except (KeyError, TypeError):
         yield "it has no groups of parameters in optimizer.groups"
         return
-    if not any(name.startswith("optimizer/") for name in manifest.tensors):
+    if _states(state) and not any(name.startswith("optimizer/") for name in manifest.tensors):
         yield "it is a trainer's, but the checkpoint holds no tensor of an optimizer"
     model = [name.removeprefix(MODEL) for name in manifest.tensors if name.startswith(MODEL)]
     yield from (f"no group of parameters has {name}" for name in model if name not in counts)

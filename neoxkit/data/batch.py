@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from neoxkit.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -22,6 +24,20 @@ class Batch:
     ids: Tensor
     labels: Tensor
     mask: Tensor | None = None
+
+    def share(self, index: int, count: int) -> Batch:
+        """The share of one of `count` ranks that divide the tokens of every sample, in runs. Raises ConfigError."""
+        if count == 1:
+            return self
+        tokens = self.ids.shape[1]
+        if tokens % count:
+            raise ConfigError(
+                f"context parallelism cannot divide samples of {tokens} tokens over cp {count}",
+                f"choose a data.sequence that {count} divides",
+            )
+        here = slice(index * (tokens // count), (index + 1) * (tokens // count))
+        mask = None if self.mask is None else self.mask[:, here].contiguous()
+        return Batch(self.ids[:, here].contiguous(), self.labels[:, here].contiguous(), mask)
 
 
 def collate(rows: Sequence[npt.NDArray[np.integer[Any]]]) -> Batch:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from neoxkit.config.model import ModelConfig
-from neoxkit.families.huggingface import PASSIVE, read_number, token_fields
+from neoxkit.families.huggingface import PASSIVE, four_times, read_number, token_fields
 from neoxkit.families.layout import PerHead
 from neoxkit.families.schema import Family, Field, Rule
 
@@ -34,12 +33,6 @@ def rules(c: ModelConfig) -> Iterator[Rule]:
         yield Rule(("head.weight",), ("lm_head.weight",))
 
 
-def four_widths(theirs: Mapping[str, Any]) -> int | None:
-    """Rows of the MLP; None where the width is no size."""
-    width = theirs.get("hidden_size") or theirs.get("n_embed")
-    return 4 * width if type(width) is int else None
-
-
 BLOOM = Family(
     name="bloom",
     title="BLOOM",
@@ -56,7 +49,7 @@ BLOOM = Family(
         Field("norm.eps", ("layer_norm_epsilon",), default=1e-5, read=read_number),
         Field("mixer.heads", ("n_head",), ("num_attention_heads",)),
         Field("mixer.kv_heads", ("n_head",), ("num_attention_heads",)),
-        Field("mlp.hidden", (), default=four_widths),
+        Field("mlp.hidden", (), default=four_times("hidden_size", "n_embed")),
     ),
     rules=rules,
     implies={

@@ -13,6 +13,7 @@ from neoxkit.families.huggingface import (
     PASSIVE,
     ROTATED,
     WHOLE_HEAD,
+    four_times,
     read_activation,
     read_number,
     token_fields,
@@ -66,12 +67,6 @@ def is_new(c: ModelConfig) -> bool:
     return c.residual == "parallel" or not _one_or_all(c)
 
 
-def four_widths(theirs: Mapping[str, Any]) -> int | None:
-    """Rows of the MLP where they are not stated; None where the width is no size."""
-    width = theirs.get("hidden_size")
-    return 4 * width if type(width) is int else None
-
-
 def _one_or_all(c: ModelConfig) -> bool:
     return c.mixer.kv_heads in (1, c.mixer.heads)
 
@@ -97,7 +92,7 @@ FALCON = Family(
         Field("mixer.bias", ("bias",), default=False),
         Field("mixer.out_bias", ("bias",), default=False),
         Field("mlp.bias", ("bias",), default=False),
-        Field("mlp.hidden", ("ffn_hidden_size",), default=four_widths),
+        Field("mlp.hidden", ("ffn_hidden_size",), default=four_times("hidden_size")),
         Field("mlp.activation", ("activation",), default="gelu", read=read_activation, write=write_activation),
     ),
     rules=rules,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from neoxkit.config.model import ModelConfig
-from neoxkit.families.huggingface import PASSIVE, read_activation, read_number, token_fields, write_activation
+from neoxkit.families.huggingface import (
+    PASSIVE,
+    four_times,
+    read_activation,
+    read_number,
+    token_fields,
+    write_activation,
+)
 from neoxkit.families.layout import Same, Stacked, Transposed
 from neoxkit.families.schema import Family, Field, Rule
 
@@ -31,12 +37,6 @@ def rules(c: ModelConfig) -> Iterator[Rule]:
         yield Rule(("head.weight",), ("lm_head.weight",))
 
 
-def four_widths(theirs: Mapping[str, Any]) -> int | None:
-    """Rows of the MLP where n_inner is null or absent; None where the width is no size."""
-    width = theirs.get("n_embd")
-    return 4 * width if type(width) is int else None
-
-
 GPT2 = Family(
     name="gpt2",
     title="GPT-2",
@@ -52,7 +52,7 @@ GPT2 = Family(
         Field("norm.eps", ("layer_norm_epsilon",), default=1e-5, read=read_number),
         Field("mixer.heads", ("n_head",)),
         Field("mixer.kv_heads", ("n_head",)),
-        Field("mlp.hidden", ("n_inner",), default=four_widths),
+        Field("mlp.hidden", ("n_inner",), default=four_times("n_embd")),
         Field(
             "mlp.activation",
             ("activation_function",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import inf, isfinite
 from typing import Any
 
@@ -40,6 +40,16 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 """Theirs to ours; several of theirs are one function. The first that maps to ours is the one written."""
+
+
+def four_times(*keys: str) -> Callable[[Mapping[str, Any]], int | None]:
+    """A default for rows of the MLP: four times the width, which one of `keys` has; None where that is no size."""
+
+    def rows(theirs: Mapping[str, Any]) -> int | None:
+        width = next((theirs[key] for key in keys if theirs.get(key)), None)
+        return 4 * width if type(width) is int else None
+
+    return rows
 
 
 def read_number(theirs: Any) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from neoxkit.config.model import ModelConfig
-from neoxkit.families.huggingface import PASSIVE, read_number, token_fields
+from neoxkit.families.huggingface import PASSIVE, four_times, read_number, token_fields
 from neoxkit.families.layout import Stacked
 from neoxkit.families.schema import Family, Field, Rule
 
@@ -39,12 +39,6 @@ def read_heads(theirs: Any) -> int:
     return theirs
 
 
-def four_widths(theirs: Mapping[str, Any]) -> int | None:
-    """Rows of the MLP; None where the width is no size."""
-    width = theirs.get("d_model")
-    return 4 * width if type(width) is int else None
-
-
 ATTENTION = {
     "alibi": True,
     "alibi_bias_max": 8,
@@ -72,7 +66,7 @@ MPT = Family(
         Field("norm.eps", ("layer_norm_epsilon",), default=1e-5, read=read_number),
         Field("mixer.heads", ("n_heads",), read=read_heads),
         Field("mixer.kv_heads", ("n_heads",)),
-        Field("mlp.hidden", (), default=four_widths),
+        Field("mlp.hidden", (), default=four_times("d_model")),
     ),
     rules=rules,
     implies={

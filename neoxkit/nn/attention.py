@@ -17,6 +17,7 @@ from neoxkit.nn.position import Rotation, alibi_slopes, rotate, rotation
 from neoxkit.nn.state import LayerState
 from neoxkit.parallel.division import UNDIVIDED, Division
 from neoxkit.parallel.layers import Column, Row
+from neoxkit.spec import Axis
 
 
 class Context(NamedTuple):
@@ -34,11 +35,11 @@ def build_context(
     segments: Tensor | None,
     dtype: torch.dtype,
     stateful: bool,
-    heads: slice = slice(None),
+    division: Division = UNDIVIDED,
 ) -> Context:
     """The shared part of a pass over tokens at `positions` [B or 1, T] with `segments` [B, T] or None.
 
-    `heads` are those query heads that are computed here.
+    The mask is of whole samples, also where T is only this rank's share of them, and of its heads.
 
     Without a state, tokens see those before them in the row, though their positions may restart with
     each segment; with one, a token's position is its place and there are no segments. The mask is
@@ -46,8 +47,9 @@ def build_context(
     """
     assert segments is None or not stateful, "a state remembers one text a row"
     turn = rotation(config, positions, dtype)
-    places = positions if stateful else torch.arange(positions.shape[1], device=positions.device)[None]
-    last = int(places.max()) if stateful else positions.shape[1] - 1
+    tokens = positions.shape[1] * division.samples[1]
+    places = positions if stateful else torch.arange(tokens, device=positions.device)[None]
+    last = int(places.max()) if stateful else tokens - 1
     window = config.mixer.window
     if window is not None and window > last:
         window = None
@@ -55,11 +57,20 @@ def build_context(
     if not (stateful or alibi or segments is not None or window is not None):
         return Context(turn, None, positions, last)
     slots = torch.arange(last + 1, device=positions.device)[None]
+    segments = None if segments is None else division.whole_samples(segments)
     mask = visible(places, slots, window, None if segments is None else (segments, segments))
     if alibi:
-        slopes = torch.tensor(alibi_slopes(config.mixer.heads)[heads], device=positions.device)
+        slopes = torch.tensor(alibi_slopes(config.mixer.heads)[local_heads(config, division)], device=positions.device)
         mask = distance_bias(places, slots, slopes).masked_fill(~mask, float("-inf")).to(dtype)
     return Context(turn, mask, positions, last)
+
+
+def local_heads(config: ModelConfig, division: Division) -> slice:
+    """Those query heads whose attention is computed at a place."""
+    (tensor, wide), (share, shares) = division.at[Axis.TP], division.samples
+    index, size = tensor * shares + share, wide * shares
+    here = config.mixer.heads // size
+    return slice(index * here, (index + 1) * here)
 
 
 def build_head_norm(config: ModelConfig, name: str, heads: int, division: Division) -> RMSNorm | WideRMSNorm | None:
@@ -85,6 +96,7 @@ class GroupedQueryAttention(nn.Module):
         self.q_norm = build_head_norm(config, f"{name}.q_norm", mixer.heads, division)
         self.k_norm = build_head_norm(config, f"{name}.k_norm", mixer.kv_heads, division)
         self.heads, self.kv_heads, _ = (rows // mixer.head_dim for rows in self.qkv.rows)  # those computed here
+        self.attend = division.by_heads(attend, self.heads, self.kv_heads)
 
     def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
@@ -98,5 +110,5 @@ class GroupedQueryAttention(nn.Module):
             q, k = rotate(q, context.rotation), rotate(k, context.rotation)
         if state is not None:
             k, v = state.extend(k, v, context.positions, context.last)
-        mixed = attend(q, k, v, context.mask)
+        mixed = self.attend(q, k, v, context.mask)
         return self.o(mixed.reshape(batch, tokens, -1))

@@ -6,6 +6,7 @@ Shapes: B batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,6 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(build_block(config, layer, division) for layer in range(config.depth))
         self.norm = build_norm(config.norm, "norm", config.width, division)
         self.head = Head("head", config.vocab, config.width, self.embed if config.tied else None, division)
-        index, size = division.at[Axis.TP]
-        here = config.mixer.heads // size
-        self.heads = slice(index * here, (index + 1) * here)
 
     def hidden(
         self,
@@ -71,11 +69,12 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """The residual stream after the final norm, [B, T, width], of token `ids` [B, T].
 
-        `positions` [B, T] count from 0 in each row unless given. `segments` [B, T] keeps tokens from
+        `positions` [B, T] count from 0 in each row unless given. With context parallelism the tokens are this
+        rank's share of every sample, and so are they. `segments` [B, T] keeps tokens from
         seeing other segments. `state` remembers the tokens of earlier calls.
         """
         if positions is None:
-            positions = torch.arange(ids.shape[1], device=ids.device)[None]
+            positions = self.division.positions(ids.shape[1], ids.device)
         if state is not None:
             positions = positions.expand(ids.shape)
         x = self.embed(ids)
@@ -83,13 +82,14 @@ class Decoder(nn.Module):
             x = x + self.position(self.division.share(positions))
         if self.embed_norm is not None:
             x = self.embed_norm(x)
-        context = build_context(self.config, positions, segments, x.dtype, state is not None, self.heads)
+        context = build_context(self.config, positions, segments, x.dtype, state is not None, self.division)
         for layer, block in enumerate(self.layers):
             x = block(x, context, None if state is None else state.layers[layer])
         return self.division.whole(self.norm(x))
 
     def new_state(self, batch: int, capacity: int) -> State:
         """An empty state for `batch` texts of at most `capacity` tokens, for the heads that are computed here."""
+        assert self.division.samples[1] == 1, "a state has all tokens of a text"
         weight, mixer = self.embed.weight, self.layers[0].attn
         assert isinstance(mixer, GroupedQueryAttention)
         return State(self.config, batch, capacity, weight.dtype, weight.device, mixer.kv_heads)
@@ -106,11 +106,13 @@ class Decoder(nn.Module):
         return logits
 
 
-def form_groups(config: ModelConfig, mesh: Mesh, device: torch.device | str = "cpu") -> Groups:
+def form_groups(
+    config: ModelConfig, mesh: Mesh, device: torch.device | str = "cpu", timeout: timedelta | None = None
+) -> Groups:
     """The process groups that a model on a mesh needs. Raises as `groups.form` does."""
     at = mesh.coord()
     alike = {len(holders(spec, at, Axis.TP)) for spec in specs(config).values() if spec.splits}
-    return form(mesh, device, {mesh.tp // count for count in alike})
+    return form(mesh, device, {mesh.tp // count for count in alike}, timeout)
 
 
 def specs(config: ModelConfig) -> dict[str, TensorSpec]:

@@ -5,8 +5,12 @@ Shapes: N tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from neoxkit.parallel.collectives import highest, summed
 from neoxkit.parallel.layers import Head
@@ -15,19 +19,59 @@ SLICE_ELEMENTS = 2**22
 """Logits that exist at a time: 16 MB in fp32, which a CPU's cache holds while they are used."""
 
 
+Chances = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Of logits [n, V], a buffer [n, V] in fp32 and labels [n, 1]: fills the buffer with probabilities.
+
+Gives the nats of each token [n, 1], and which probability the label's 1 is taken from, and with what sign: an
+index and a number, both [n, 1].
+"""
+
+
+def _chances(logits: Tensor, p: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all logits.
+
+    The log of the sum of exponentials is taken from the largest logit m and its probability,
+    m - log p(m), so that exponentials are computed once; p(m) is at least 1 / V.
+    """
+    torch.softmax(logits, dim=-1, dtype=torch.float32, out=p)
+    normaliser = logits.amax(1, keepdim=True).float() - p.amax(1, keepdim=True).log()
+    return normaliser - logits.gather(1, label), label, p.new_full(label.shape, -1.0)
+
+
+def _divided_chances(
+    here: tuple[int, int], group: ProcessGroup, logits: Tensor, p: Tensor, label: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where each rank of a group has the rows [first, stop) of the head's weight, and perhaps padding.
+
+    Logits are never gathered: for each token the largest logit, the sum of exponentials and the
+    label's logit go round, 12 bytes.
+    """
+    rows = here[1] - here[0]
+    logits[:, rows:] = float("-inf")
+    label = label - here[0]
+    mine = (label >= 0) & (label < rows)
+    label = label.masked_fill(~mine, 0)
+    torch.sub(logits, highest(logits.amax(1, keepdim=True).float(), group), out=p)
+    chosen = p.gather(1, label).masked_fill_(~mine, 0)
+    torch.exp(p, out=p)
+    sums, chosen = summed(torch.stack((p.sum(1, keepdim=True), chosen)), group)
+    p /= sums
+    return sums.log() - chosen, label, mine.to(p.dtype).neg_()
+
+
 class _SlicedCrossEntropy(torch.autograd.Function):
     """Sum of nats; both gradients are computed on the way forward, while a slice's logits are at hand.
 
     With softmax p and label y, d loss / d logits = p - onehot(y). Since the loss is a sum, its
-    incoming gradient is one number, by which the stored gradients are scaled on the way back.
+    incoming gradient is one number, by which the stored gradients are scaled on the way back. Of a
+    divided head the gradient of `hidden` is this rank's part of a sum.
 
     The buffers are made once and used again for every slice: fresh memory costs a page fault for
-    each 4 KB. The log of the sum of exponentials is taken from the largest logit m and its
-    probability, m - log p(m), so that exponentials are computed once; p(m) is at least 1 / V.
+    each 4 KB.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, mask: Tensor | None, chances: Chances) -> Tensor:  # type: ignore[no-untyped-def, override]
         tokens, vocab = len(hidden), len(weight)
         assert tokens, "a loss of no tokens has no gradient"
         needs = any(ctx.needs_input_grad[:2])
@@ -39,17 +83,14 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         weight_grad = torch.empty_like(weight, dtype=torch.float32) if needs else None
         for first in range(0, tokens, size):
             rows = slice(first, min(first + size, tokens))
-            count = rows.stop - first
-            logits, p, label = product[:count], chance[:count], labels[rows, None]
+            logits, p = product[: rows.stop - first], chance[: rows.stop - first]
             torch.mm(hidden[rows], weight.t(), out=logits)
-            torch.softmax(logits, dim=-1, dtype=torch.float32, out=p)
-            normaliser = logits.amax(1, keepdim=True).float() - p.amax(1, keepdim=True).log()
-            nats = normaliser - logits.gather(1, label)
+            nats, place, one = chances(logits, p, labels[rows, None])
             kept = None if mask is None else mask[rows, None].float()
             total += nats.sum() if kept is None else (nats * kept).sum()
             if hidden_grad is None or weight_grad is None:
                 continue
-            p.scatter_add_(1, label, p.new_full((count, 1), -1.0))
+            p.scatter_add_(1, place, one)
             if kept is not None:
                 p *= kept
             grad = p if logits.dtype == p.dtype else logits.copy_(p)
@@ -66,63 +107,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, scale: Tensor):  # type: ignore[no-untyped-def, override]
         hidden_grad, weight_grad = ctx.saved_tensors
-        return hidden_grad * scale, weight_grad * scale, None, None
-
-
-class _DividedCrossEntropy(torch.autograd.Function):
-    """The same where each rank of a group has the rows [first, stop) of the head's weight, and perhaps padding.
-
-    Logits are never gathered: for each token the largest logit, the sum of exponentials and the
-    label's logit go round, 12 bytes. The gradient of `hidden` is this rank's part of a sum.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, labels, mask, here, group):  # type: ignore[no-untyped-def, override]
-        (first_row, stop_row), tokens, vocab = here, len(hidden), len(weight)
-        assert tokens, "a loss of no tokens has no gradient"
-        needs = any(ctx.needs_input_grad[:2])
-        size = max(1, min(tokens, SLICE_ELEMENTS // vocab))
-        product = hidden.new_empty(size, vocab)
-        chance = product.new_empty(size, vocab, dtype=torch.float32)
-        total = chance.new_zeros(())
-        hidden_grad = torch.empty_like(hidden) if needs else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs else None
-        for first in range(0, tokens, size):
-            rows = slice(first, min(first + size, tokens))
-            count = rows.stop - first
-            logits, p, label = product[:count], chance[:count], labels[rows, None] - first_row
-            torch.mm(hidden[rows], weight.t(), out=logits)
-            logits[:, stop_row - first_row :] = float("-inf")
-            mine = (label >= 0) & (label < stop_row - first_row)
-            label = label.masked_fill(~mine, 0)
-            largest = highest(logits.amax(1, keepdim=True).float(), group)
-            torch.sub(logits, largest, out=p)
-            chosen = p.gather(1, label).masked_fill_(~mine, 0)
-            torch.exp(p, out=p)
-            sums, chosen = summed(torch.stack((p.sum(1, keepdim=True), chosen)), group)
-            nats = sums.log() - chosen
-            kept = None if mask is None else mask[rows, None].float()
-            total += nats.sum() if kept is None else (nats * kept).sum()
-            if hidden_grad is None or weight_grad is None:
-                continue
-            p /= sums
-            p.scatter_add_(1, label, mine.to(p.dtype).neg_())
-            if kept is not None:
-                p *= kept
-            grad = p if logits.dtype == p.dtype else logits.copy_(p)
-            torch.mm(grad, weight, out=hidden_grad[rows])
-            if grad.dtype == torch.float32:
-                weight_grad.addmm_(grad.t(), hidden[rows])
-            else:
-                weight_grad.add_(torch.mm(grad.t(), hidden[rows]))
-        if weight_grad is not None:
-            ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
-        return total
-
-    @staticmethod
-    def backward(ctx, scale: Tensor):  # type: ignore[no-untyped-def, override]
-        hidden_grad, weight_grad = ctx.saved_tensors
-        return hidden_grad * scale, weight_grad * scale, None, None, None, None
+        return hidden_grad * scale, weight_grad * scale, None, None, None
 
 
 def cross_entropy(hidden: Tensor, head: Head, labels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -133,10 +118,9 @@ def cross_entropy(hidden: Tensor, head: Head, labels: Tensor, mask: Tensor | Non
     micro-batches, so that uneven masks do not change the gradient. Every rank of a divided head has
     the same result.
     """
-    if (group := head.division.tp) is None:
-        total: Tensor = _SlicedCrossEntropy.apply(hidden, head.weight, labels, mask)
-    else:
-        hidden = head.division.enter_whole(hidden)
-        total = _DividedCrossEntropy.apply(hidden, head.weight, labels, mask, head.here, group)
+    chances: Chances = _chances
+    if (group := head.division.tp) is not None:
+        hidden, chances = head.division.enter_whole(hidden), partial(_divided_chances, head.here, group)
+    total: Tensor = _SlicedCrossEntropy.apply(hidden, head.weight, labels, mask, chances)
     count = torch.tensor(len(labels), device=hidden.device) if mask is None else mask.sum()
     return total, count

@@ -9,6 +9,7 @@ Each is a pair: what it does on the way forward decides what its gradient needs 
 | `combine` | sum                        | sum                        | inside it: a mean over all ranks         |
 | `scatter` | sum, keep this rank's part | join along a dimension     | out of it, to a divided sequence         |
 | `collect` | join along a dimension     | keep this rank's part      | for what all ranks compute alike         |
+| `trade`   | part r goes to rank r      | the same                   | from some tokens to some heads, and back |
 
 A group of one is None, and then nothing is done. `linear.py` has the layers that cross borders
 themselves, and the way from a divided sequence into a divided region.
@@ -16,6 +17,7 @@ themselves, and the way from a divided sequence into a divided region.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,12 +34,27 @@ Begun = Callable[[], Tensor]
 """What has begun and goes on beside other work; call it for the result, before its input is touched."""
 
 
+class Waited:
+    """How long this process has waited for others: on a CPU all of it, on a GPU nothing, which waits by itself."""
+
+    seconds = 0.0
+
+    def wait(self, work: Any) -> None:
+        """Wait for what has begun."""
+        begun = time.perf_counter()
+        work.wait()
+        self.seconds += time.perf_counter() - begun
+
+
+WAITED = Waited()
+
+
 def begin_summed(x: Tensor, group: ProcessGroup) -> Begun:
     """Begin `summed`."""
     work = dist.all_reduce(x, group=group, async_op=True)
 
     def finish() -> Tensor:
-        work.wait()
+        WAITED.wait(work)
         return x
 
     return finish
@@ -61,7 +78,7 @@ def begin_joined(x: Tensor, dim: int, group: ProcessGroup) -> Begun:
     work = _all_gather(found.view(ranks * x.shape[0], *x.shape[1:]), given, group=group, async_op=True)
 
     def finish() -> Tensor:
-        work.wait()
+        WAITED.wait(work)
         return found.movedim(0, dim).flatten(dim, dim + 1)
 
     return finish
@@ -85,7 +102,7 @@ def begin_summed_part(x: Tensor, dim: int, group: ProcessGroup) -> Begun:
     work = _reduce_scatter(found, parts.flatten(0, 1), group=group, async_op=True)
 
     def finish() -> Tensor:
-        work.wait()
+        WAITED.wait(work)
         return found
 
     return finish
@@ -94,6 +111,14 @@ def begin_summed_part(x: Tensor, dim: int, group: ProcessGroup) -> Begun:
 def summed_part(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """This rank's part of the sum over a group. No autograd."""
     return begin_summed_part(x, dim, group)()
+
+
+def traded(x: Tensor, group: ProcessGroup) -> Tensor:
+    """What the ranks have for this one, [ranks, ...], where each gives x[r] to rank r. No autograd."""
+    given = x.contiguous()
+    found = torch.empty_like(given)
+    WAITED.wait(dist.all_to_all_single(found, given, group=group, async_op=True))
+    return found
 
 
 class _Enter(torch.autograd.Function):
@@ -140,6 +165,17 @@ class _Collect(torch.autograd.Function):
         return part(gradient, ctx.dim, ctx.group), None, None
 
 
+class _Trade(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:  # type: ignore[override]
+        ctx.group = group
+        return traded(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return traded(gradient, ctx.group), None
+
+
 def enter(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """x, which every rank holds; its gradient is summed, since each rank sees only part of what x does."""
     return x if group is None else _Enter.apply(x, group)  # type: ignore[no-any-return]
@@ -163,3 +199,8 @@ def scatter(x: Tensor, dim: int, group: ProcessGroup | None) -> Tensor:
 def collect(x: Tensor, dim: int, group: ProcessGroup | None) -> Tensor:
     """The parts of a dimension joined, to be used in the same way by every rank."""
     return x if group is None else _Collect.apply(x, dim, group)  # type: ignore[no-any-return]
+
+
+def trade(x: Tensor, group: ProcessGroup) -> Tensor:
+    """What the ranks have for this one, [ranks, ...], where each gives x[r] to rank r."""
+    return _Trade.apply(x, group)  # type: ignore[no-any-return]

@@ -5,12 +5,15 @@ one process nothing is called that one process does not need.
 
 The *stream* is what passes from layer to layer, [B, T, width]. Every rank of a tensor parallel group
 holds all of it; with sequence parallelism (arXiv 2205.05198) each holds T / tp tokens.
+
+With context parallelism T is this rank's share of every sample: the rank of index i along it has the
+tokens from i T on. Whatever treats each token by itself needs not know; attention asks `by_heads`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -20,6 +23,7 @@ from torch.distributed import ProcessGroup
 
 from neoxkit.errors import ConfigError
 from neoxkit.parallel import collectives
+from neoxkit.parallel.context import Attend, by_heads
 from neoxkit.parallel.groups import LOCAL, Groups
 from neoxkit.parallel.linear import TOKENS, column, row
 from neoxkit.spec import Axis, Coord
@@ -27,11 +31,22 @@ from neoxkit.spec import Axis, Coord
 Crossing = Callable[[Tensor], Tensor]
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 RmsNorm = Callable[[Tensor, Sequence[int], Tensor | None, float], Tensor]
+ByHeads = Callable[[Attend, int, int], Attend]
 
 
 def same(x: Tensor) -> Tensor:
     """x: the crossing where nothing is divided."""
     return x
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """torch's, as it is when it is called: profilers that count operations put theirs in its place."""
+    return F.linear(x, weight, bias)
+
+
+def as_it_is(attend: Attend, heads: int, kv_heads: int) -> Attend:
+    """Attention where every rank has all tokens."""
+    return attend
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,8 @@ class Division:
     `leave` takes partial sums to the stream. `column` is a linear layer into a divided region, `row`
     one out of it. `rms_norm` is over a dimension that is divided, `join_last` joins a divided last one.
     `inside` and `stream` are the axes over which gradients of whole parameters must be summed that are
-    used inside a divided region, and on the stream.
+    used inside a divided region, and on the stream. `by_heads` makes attention, for so many heads and
+    key/value heads, where samples are divided; `whole_samples` joins what has no gradient there, [B, T].
     """
 
     groups: Groups = LOCAL
@@ -51,12 +67,14 @@ class Division:
     whole: Crossing = same
     enter_whole: Crossing = same
     leave: Crossing = same
-    column: Linear = F.linear
-    row: Linear = F.linear
+    column: Linear = linear
+    row: Linear = linear
     rms_norm: RmsNorm = F.rms_norm
     join_last: Crossing = same
     inside: tuple[Axis, ...] = ()
     stream: tuple[Axis, ...] = ()
+    by_heads: ByHeads = as_it_is
+    whole_samples: Crossing = same
 
     @property
     def at(self) -> Coord:
@@ -68,6 +86,16 @@ class Division:
         """The tensor parallel group; None in a group of one."""
         return self.groups.along.get(Axis.TP)
 
+    @property
+    def samples(self) -> tuple[int, int]:
+        """Which share of every sample is here, of how many."""
+        return self.at[Axis.CP]
+
+    def positions(self, tokens: int, device: torch.device) -> Tensor:
+        """Those of the tokens of a sample that are here, so many, [1, T]."""
+        first = self.samples[0] * tokens
+        return torch.arange(first, first + tokens, device=device)[None]
+
 
 UNDIVIDED = Division()
 """That of a model in one process."""
@@ -75,6 +103,19 @@ UNDIVIDED = Division()
 
 def divide(groups: Groups, sequence: bool = False) -> Division:
     """How a model is divided at the place of `groups`; with `sequence`, tokens of the stream are divided as well."""
+    found = _divide_layers(groups, sequence)
+    if (ranks := groups.mesh.cp) == 1:
+        return found
+    cp = groups.along.get(Axis.CP)
+    return replace(
+        found,
+        by_heads=partial(by_heads, cp, ranks),
+        whole_samples=_unconnected if cp is None else partial(collectives.joined, dim=TOKENS, group=cp),
+    )
+
+
+def _divide_layers(groups: Groups, sequence: bool) -> Division:
+    """How heads, rows and the stream are divided over tensor parallelism."""
     if groups.mesh.tp == 1:
         return Division(groups)
     axes, group = (Axis.TP,), groups.along.get(Axis.TP)

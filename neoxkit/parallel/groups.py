@@ -23,12 +23,14 @@ class Groups:
 
     `along` has the group of each axis longer than 1. `sharing` has, by number of units, the tensor
     parallel neighbours that hold the same unit: key/value heads, where they are fewer than the ranks.
-    Without groups it only tells a place: enough to say what a rank holds, not to run there.
+    `alike` are those that have the same part of the model, and learn from other tokens: data and context
+    parallel together. Without groups it only tells a place: enough to say what a rank holds, not to run there.
     """
 
     mesh: Mesh = ONE
     along: Mapping[Axis, ProcessGroup] = field(default_factory=dict)
     sharing: Mapping[int, ProcessGroup] = field(default_factory=dict)
+    alike: ProcessGroup | None = None
 
 
 LOCAL = Groups()
@@ -64,9 +66,23 @@ def form(
         return found
 
     along = {axis: mine(mesh.along([axis])) for axis in AXES if mesh.size(axis) > 1}
+    # A group of its own beside that of cp: on a GPU, gradients then do not stand in the way of attention.
+    alike = along.get(Axis.DP) if mesh.cp == 1 else mine(mesh.along([Axis.DP, Axis.CP]))
     sharing = {}
     for count in sorted(count for count in set(units) if count < mesh.tp):
         each = mesh.tp // count
         runs = [ranks[i : i + each] for ranks in mesh.along([Axis.TP]) for i in range(0, mesh.tp, each)]
         sharing[count] = mine(runs)
-    return Groups(mesh, along, sharing)
+    return Groups(mesh, along, sharing, alike)
+
+
+def group_of(mesh: Mesh, axes: Collection[Axis], device: torch.device | str = "cpu") -> ProcessGroup:
+    """The group of those that differ from this process on these axes only; of itself alone, if they are of size 1.
+
+    For libraries that want what `Groups` leaves out. Every process must call it.
+    """
+    backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+    made = {ranks: dist.new_group(list(ranks), backend=backend) for ranks in mesh.along(axes)}
+    found = next(group for ranks, group in made.items() if dist.get_rank() in ranks)
+    assert isinstance(found, ProcessGroup)
+    return found

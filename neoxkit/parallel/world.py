@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -76,6 +78,12 @@ class World:
             dist.barrier()
 
 
+class ContactError(NeoxkitError):
+    """Another process of the job has ended, or does not answer. Nobody's mistake: to start again may do."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
 ALONE = World()
 """The only process of its job."""
 
@@ -121,3 +129,22 @@ def join(device: str = "cpu", environment: Mapping[str, str] = os.environ, timeo
                 "check that the first node's address and port can be reached",
             ) from None
     return world
+
+
+@contextmanager
+def in_contact(world: World) -> Iterator[None]:
+    """Turn what torch raises when another process is gone, or does not answer in time, into a NeoxkitError."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no kind of its own
+        if world.size == 1 or not any(sign in str(error) for sign in _LOST):
+            raise
+        # "[/path/of/gloo/pair.cc:537] Read error [127.0.0.1]:1065: Connection reset by peer. This is typically ..."
+        said = re.sub(r"^\[[^]]*\]\s*", "", str(error).splitlines()[0]).split(". ")[0]
+        raise ContactError(
+            f"rank {world.rank} lost contact with the others ({said})",
+            "look at what the rank that ended first has said; the same command goes on from the newest checkpoint",
+        ) from error
+
+
+_LOST = ("gloo", "NCCL", "Connection", "timed out", "Timed out", "Timeout")

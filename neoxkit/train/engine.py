@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from neoxkit.checkpoint import Source
+from neoxkit.checkpoint.format import MODEL
 from neoxkit.data.batch import Batch
+from neoxkit.errors import CheckpointError, NeoxkitError
 from neoxkit.spec import Box, Run, TensorSpec
+
+MASTER = "optimizer/master/"
+"""What the checkpoint calls the fp32 values that weights of less precision are rounded from, before their names."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What weights are kept in while a run computes, by its precision."""
+
+
+class TrainingError(NeoxkitError):
+    """A loss or a gradient that is no longer a number."""
 
 
 class StepReport(NamedTuple):
-    """What one optimiser step saw: mean loss in nats a token, the gradient's norm before clipping, tokens."""
+    """What one optimiser step saw: mean loss in nats a token, the gradient's norm before clipping, tokens.
+
+    In fp16 there is the factor of the loss too, and a step whose gradient overflowed is skipped: it changed nothing.
+    """
 
     loss: float
     norm: float
     tokens: int
+    loss_scale: float | None = None
+    skipped: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """What is told of it. A number that is none (in a step that was skipped) is left out: JSON knows no such."""
+        told: dict[str, Any] = {key: value for key in ("loss", "norm") if isfinite(value := getattr(self, key))}
+        told["tokens"] = self.tokens
+        return told | ({} if self.loss_scale is None else {"loss_scale": self.loss_scale, "skipped": self.skipped})
 
 
 class Held(NamedTuple):
@@ -60,3 +85,24 @@ class Engine(Protocol):
 
     def initialise(self) -> None:
         """Draw the weights from the seed: the same numbers in any precision, then rounded to it."""
+
+
+def master_name(source: Source, name: str) -> str:
+    """What the source calls the fp32 values of a weight: where its weights are fp32 they are their own masters."""
+    return MODEL + name if source.dtype(MODEL + name) == "F32" else MASTER + name
+
+
+def check_shape(source: Source, name: str, spec: TensorSpec) -> None:
+    """Raise CheckpointError unless a source's tensor has the shape that the model asks for."""
+    found = source.spec(name).shape
+    if found != spec.shape:
+        raise CheckpointError(f"{name} is {list(found)}, and the model asks for {list(spec.shape)}", "choose another")
+
+
+def lookahead(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """The batches, and whether each is the last."""
+    rest = iter(batches)
+    ahead = next(rest, None)
+    while ahead is not None:
+        batch, ahead = ahead, next(rest, None)
+        yield batch, ahead is None

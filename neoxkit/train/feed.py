@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from neoxkit.data.pack import Rows, split
 from neoxkit.data.sampler import Sampler
 from neoxkit.data.sidecar import read_sidecar
 from neoxkit.errors import ConfigError, DataError
+from neoxkit.train.schedule import batch_after, length_after, samples_after
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ class Feed:
     def __init__(
         self, config: RunConfig, epochs: int | None = None, samples: int | None = None, dp_rank: int = 0
     ) -> None:
-        """`samples` is how many the run takes in all, steps x batch.size unless the batch once changed."""
+        """`samples` is how many the run takes in all: told where the batch once changed."""
         self.config = config
         self.sampler = Sampler(config.micro, config.accumulation, config.dp)
         self.dp_rank = dp_rank
         train = IndexedFile(config.data.train)
         stretches = split(config.data.split, len(train)) if config.data.split else [(0, len(train))]
-        needed = samples or config.steps * config.batch.size
+        needed = samples or samples_after(config, config.steps)
         self.rows = Rows(
             train,
             config.sequence,
@@ -89,10 +90,14 @@ class Feed:
         file = train if config.data.valid is None else IndexedFile(config.data.valid)
         return Rows(file, config.sequence, seed=config.seed, epochs=1, documents=stretch, vocab=config.model.vocab)
 
-    def batches(self, done: int) -> Iterator[Batch]:
-        """The micro-batches of the step that follows `done` samples, as far as this data-parallel rank has them."""
-        for micro in range(self.sampler.accumulation):
-            yield collate([self.rows.row(number) for number in self.sampler.rows(done, micro, self.dp_rank)])
+    def batches(self, done: int, step: int) -> Iterator[Batch]:
+        """The micro-batches of the step after `done` samples and `step` steps, as this data-parallel rank has them."""
+        sampler = replace(
+            self.sampler, accumulation=batch_after(self.config, done) // (self.config.micro * self.config.dp)
+        )
+        stop = length_after(self.config, step) + 1
+        for micro in range(sampler.accumulation):
+            yield collate([self.rows.row(number)[:stop] for number in sampler.rows(done, micro, self.dp_rank)])
 
     def held_out_batches(self) -> Iterator[Batch]:
         """The micro-batches of one evaluation: always the same samples.

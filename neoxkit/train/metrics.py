@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from neoxkit.log import console, note
+from neoxkit.config.run import RunConfig
+from neoxkit.log import note
+from neoxkit.train.live import Live
+from neoxkit.train.trackers import Trackers, open_trackers
 
 FILE = "metrics.jsonl"
+EVENTS = "events.jsonl"
 CURVE = "loss.png"
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path, name: str = FILE) -> list[dict[str, Any]]:
     """The records of a run in order. A line that a crash cut short, or that is no record, is left out."""
-    path = folder / FILE
+    path = folder / name
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
@@ -34,13 +39,19 @@ def read(folder: Path) -> list[dict[str, Any]]:
 class Metrics:
     """Takes the records of a run from step `begun` on; earlier records stay, later ones are dropped.
 
-    Without a folder, as on all processes of a job but the first, nothing is kept or shown.
+    Events stay for ever: they tell how the run came about. Without a folder, as on all processes of a
+    job but the first, nothing is kept or shown.
     """
 
-    def __init__(self, folder: Path | None, begun: int, steps: int, every: int) -> None:
-        self.folder, self.steps, self.every = folder, steps, every
+    def __init__(
+        self, folder: Path | None, begun: int, steps: int, every: int, trackers: Trackers | None = None
+    ) -> None:
+        """Nothing is written before the first record: a run refused leaves nothing."""
+        self.folder, self.begun, self.steps, self.every = folder, begun, steps, every
         self._drop_after(begun)
-        self._file: TextIO | None = None  # opened with the first record: a run refused leaves nothing
+        self._trackers = trackers or Trackers({})
+        self._files: dict[str, TextIO] = {}
+        self._events: list[dict[str, Any]] = []
         self._pace = 0.0  # seconds a step, smoothed
         self._live = Live(begun, steps) if folder and sys.stderr.isatty() else None
 
@@ -52,8 +63,9 @@ class Metrics:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._live:
             self._live.__exit__(kind, error, at)
-        if self._file:
-            self._file.close()
+        for file in self._files.values():
+            file.close()
+        self._trackers.close()
 
     def _drop_after(self, step: int) -> None:
         if self.folder is None or not (path := self.folder / FILE).is_file():
@@ -63,17 +75,40 @@ class Metrics:
         aside.write_text("".join(kept), encoding="utf-8")
         os.replace(aside, path)
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append a record to the file."""
+    def rewind(self, step: int) -> None:
+        """Drop the records of later steps: they will be made anew."""
+        if (file := self._files.pop(FILE, None)) is not None:
+            file.close()
+        self._drop_after(step)
+
+    def write(self, record: Mapping[str, Any], name: str = FILE) -> None:
+        """Append a record to a file of the run."""
         if self.folder is None:
             return
-        if self._file is None:
-            self._file = (self.folder / FILE).open("a", encoding="utf-8", buffering=1)
-        self._file.write(json.dumps(record) + "\n")
+        if name not in self._files:
+            self._files[name] = (self.folder / name).open("a", encoding="utf-8", buffering=1)
+        self._files[name].write(json.dumps(record) + "\n")
+
+    def event(self, what: str, step: int, **about: Any) -> None:
+        """Append what happened after a step, with the time: begun, resumed, stopped, ended, failed.
+
+        It is written once there is a step: of a run that is refused before that, nothing is left.
+        """
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._events.append({"step": step, "event": what, "time": now, **about})
+        if self._files:
+            self._write_events()
+
+    def _write_events(self) -> None:
+        for event in self._events:
+            self.write(event, EVENTS)
+        self._events.clear()
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Append the record of a step, and tell of it: live on a terminal, else every so many steps."""
         self.write(record)
+        self._write_events()
+        self._trackers.log(record)
         seconds = record["seconds"]
         self._pace = 0.9 * self._pace + 0.1 * seconds if self._pace else seconds
         rate = record["tokens"] / self._pace if self._pace else 0.0
@@ -81,14 +116,18 @@ class Metrics:
             self._live.update(record, rate, self._pace)
         elif record["step"] % self.every == 0 or record["step"] == self.steps:
             left = timedelta(seconds=round((self.steps - record["step"]) * self._pace))
+            used = f"  MFU {record['mfu']:.1%}" if "mfu" in record else ""
             note(
-                f"step {record['step']}/{self.steps}  loss {record['loss']:.4f}  {rate:,.0f} tokens/s  "
-                f"lr {record['lr']:.2e}  {left} left"
+                f"step {record['step']}/{self.steps}  loss {record.get('loss', math.nan):.4f}  "
+                f"{rate:,.0f} tokens/s{used}  lr {record['lr']:.2e}  {left} left"
             )
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Append the record of an evaluation, and tell of it."""
         self.write(record)
+        self._trackers.log(record)
+        if self._live:
+            self._live.evaluation(record)
         bits = f"  {record['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in record else ""
         self.tell(f"step {record['step']}/{self.steps}  held-out loss {record['valid_loss']:.4f}{bits}")
 
@@ -100,39 +139,13 @@ class Metrics:
             note(message)
 
 
-class Live:
-    """The live line on a terminal: bar, step, loss, tokens/s, learning rate, time left."""
+def open_metrics(config: RunConfig, folder: Path, begun: int, first: bool) -> Metrics:
+    """What takes the records of a run that goes on after step `begun`, on the first process of a job or another.
 
-    def __init__(self, begun: int, steps: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        self._bar = Progress(
-            TextColumn("train"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
-            console=console(),
-            refresh_per_second=4,
-        )
-        self._task = self._bar.add_task("train", total=steps, completed=begun, said="")
-        self._steps = steps
-
-    def __enter__(self) -> Live:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._bar.stop()
-
-    def update(self, record: Mapping[str, Any], rate: float, pace: float) -> None:
-        """Show a step."""
-        left = timedelta(seconds=round((self._steps - record["step"]) * pace))
-        said = f"loss {record['loss']:.4f}  {rate:,.0f} tokens/s  lr {record['lr']:.2e}  {left} left"
-        self._bar.update(self._task, completed=record["step"], said=said)
-
-    def tell(self, message: str) -> None:
-        """Print a line above."""
-        self._bar.console.print(message, markup=False, highlight=False)
+    Raises ModuleNotFoundError for a tracker that is not installed.
+    """
+    trackers = open_trackers(config, folder, begun) if first else None
+    return Metrics(folder if first else None, begun, config.steps, config.logging.every, trackers)
 
 
 def draw(folder: Path) -> Path | None:

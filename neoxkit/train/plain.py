@@ -14,31 +14,35 @@ from neoxkit.checkpoint.format import MODEL
 from neoxkit.config.run import RunConfig
 from neoxkit.convert.load import check_model
 from neoxkit.data.batch import Batch
-from neoxkit.errors import CheckpointError, NeoxkitError
+from neoxkit.errors import CheckpointError
 from neoxkit.nn.decoder import Decoder, holdings, pieces
 from neoxkit.nn.init import fill
+from neoxkit.nn.mup import rates
+from neoxkit.nn.recompute import recompute
 from neoxkit.parallel.collectives import Begun, begin_summed, summed
 from neoxkit.parallel.gradients import total_norm
 from neoxkit.parallel.groups import LOCAL, Groups
-from neoxkit.spec import Axis, TensorSpec
-from neoxkit.train.engine import Held, StepReport
+from neoxkit.train.engine import (
+    DTYPES,
+    MASTER,
+    Held,
+    StepReport,
+    TrainingError,
+    check_shape,
+    lookahead,
+    master_name,
+)
 from neoxkit.train.objectives import Objective
-from neoxkit.train.optim import MOMENTS, AdamW
-
-MASTER = "optimizer/master/"
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class TrainingError(NeoxkitError):
-    """A loss or a gradient that is no longer a number."""
+from neoxkit.train.optim import Learner
+from neoxkit.train.precision import Scaler
 
 
 class PlainEngine:
-    """Trains a decoder in one process, or in those of `groups`, over which tensor and data parallelism divide it.
+    """Trains a decoder in one process, or in those of `groups`: with tensor, context and data parallelism.
 
-    In fp32 the weights are their own masters. In bf16 the model holds bf16 weights, and the optimiser
-    fp32 masters; gradients are summed over micro-batches in fp32 either way.
+    In fp32 the weights are their own masters. In bf16 and fp16 the model holds such weights, and the
+    optimiser fp32 masters; gradients are summed over micro-batches in fp32 either way. In fp16 the
+    loss is multiplied by a `scale`, and a step whose gradient overflows all the same is skipped.
     """
 
     def __init__(
@@ -51,20 +55,22 @@ class PlainEngine:
     ) -> None:
         """Build the model with uninitialised weights. `config.precision` must be resolved.
 
-        Processes that differ only in tensor parallelism are given the same batches. Each has the
-        state of its own part of the model.
+        Processes that differ only in tensor or context parallelism are given the same batches. Each has
+        the state of its own part of the model.
         """
-        assert groups.mesh.world == groups.mesh.tp * groups.mesh.dp, "it knows no other parallelism"
+        assert groups.mesh.pp == 1, "it knows no pipelines"
         self.config = config
         self.objective = objective
         self.device = torch.device(device)
         self.groups = groups
         dtype = DTYPES[config.precision]
         self.model = Decoder(config.model, self.device, dtype, groups, sequence_parallel)
+        recompute(enumerate(self.model.layers), config.recompute)
         self.parameters = list(self.model.parameters())
-        self.optimizer = AdamW(self.parameters, config.optimizer)
+        known = {held.spec.name: held.spec for parameter in self.parameters for held in holdings(parameter)}
+        self.optimizer = Learner(self.parameters, config.optimizer, rates(config.model, known, config.mup), groups)
+        self.scaler = Scaler(config.loss_scale) if config.precision == "fp16" else None
         self.gradients: dict[Tensor, Tensor] = {}
-        self._dp = groups.along.get(Axis.DP)
         self._sums_begun: list[Begun] | None = None
         for parameter in self.parameters:
             parameter.register_post_accumulate_grad_hook(self._collect)  # type: ignore[no-untyped-call]
@@ -78,25 +84,51 @@ class PlainEngine:
             self.gradients[parameter].add_(fresh)
         else:
             self.gradients[parameter] = fresh.float()
-        if self._sums_begun is not None and self._dp is not None:
-            self._sums_begun.append(begin_summed(self.gradients[parameter], self._dp))
+        if self._sums_begun is not None and self.groups.alike is not None:
+            self._sums_begun.append(begin_summed(self.gradients[parameter], self.groups.alike))
 
     def step(self, batches: Iterable[Batch], lr: float) -> StepReport:
-        """One optimiser step over all micro-batches. Raises TrainingError when the loss is not finite."""
+        """One optimiser step over all micro-batches. Raises TrainingError when the loss is not finite.
+
+        In fp16 that skips the step, and the error is raised when too many were skipped in a row.
+        """
         self.gradients.clear()
         total, count = self._sums(batches, backward=True)
-        loss = total / max(count, 1)
-        if not math.isfinite(loss):
+        loss, scale = total / max(count, 1), self._loss_scale()
+        if not math.isfinite(loss) and self.scaler is None:
             raise self._not_finite("the loss", loss)
         gradients = ((parameter, self.gradients[parameter]) for parameter in self.parameters)
-        norm = total_norm(gradients, self.groups).item() / max(count, 1)
-        if not math.isfinite(norm):
+        norm = total_norm(gradients, self.groups).item() / (max(count, 1) * scale)
+        if self.scaler is not None:
+            used = self.scaler.scale
+            if not self.scaler.judge(math.isfinite(loss) and math.isfinite(norm)):
+                self._check_skipped(loss, norm)
+                self.gradients.clear()
+                return StepReport(loss, norm, count, used, skipped=True)
+        elif not math.isfinite(norm):
             raise self._not_finite("the gradient's norm", norm)
         # As torch's clip_grad_norm_: the 1e-6 keeps a gradient of norm 0 from a division by 0.
         shrink = 1.0 if self.config.clip is None else min(1.0, self.config.clip / (norm + 1e-6))
-        self.optimizer.step(self.gradients, lr, max(count, 1) / shrink)
+        self.optimizer.step(self.gradients, lr, max(count, 1) * scale / shrink)
         self.gradients.clear()
-        return StepReport(loss, norm, count)
+        return StepReport(loss, norm, count, None if self.scaler is None else used)
+
+    def _loss_scale(self) -> float:
+        """What gradients are multiplied by.
+
+        They are those of a sum over tokens, which would overflow long before their mean, of which the
+        scale is told: so the tokens of a micro-batch divide it.
+        """
+        return 1.0 if self.scaler is None else self.scaler.scale / (self.config.micro * self.config.sequence)
+
+    def _check_skipped(self, loss: float, norm: float) -> None:
+        """Raise TrainingError when no later step could be better than the one that is being skipped."""
+        assert self.scaler is not None
+        error = self._not_finite("the loss", loss) if not math.isfinite(loss) else self._not_finite("the norm", norm)
+        if any(not parameter.detach().isfinite().all() for parameter in self.parameters):
+            raise error
+        if self.scaler.exhausted:
+            raise TrainingError(f"{self.scaler.skipped} steps in a row were skipped, and {error.cause}", error.remedy)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> tuple[float, int]:
@@ -107,22 +139,28 @@ class PlainEngine:
         """The loss and the count over micro-batches. They are read once, at the end: reading waits for the device."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         count = torch.zeros((), dtype=torch.int64, device=self.device)
-        for batch, last in _lookahead(batches):
-            there = batch if self.device.type == "cpu" else _moved(batch, self.device)
+        for batch, last in lookahead(batches):
+            there = self.own(batch)
             hidden = self.model.hidden(there.ids)
             loss = self.objective.loss(hidden, self.model.head, there)
             if backward:
                 # Gradients are whole in the last micro-batch: they go round while those of earlier layers are made.
                 self._sums_begun = [] if last else None
-                loss.sum.backward()  # type: ignore[no-untyped-call]
+                scale = None if self.scaler is None else loss.sum.new_tensor(self._loss_scale())
+                loss.sum.backward(scale)  # type: ignore[no-untyped-call]
             total += loss.sum.detach()
             count += loss.count
         for finish in self._sums_begun or ():
             finish()
         self._sums_begun = None
-        if self._dp is not None:
-            total, count = summed(torch.stack((total, count.double())), self._dp)
+        if self.groups.alike is not None:
+            total, count = summed(torch.stack((total, count.double())), self.groups.alike)
         return total.item(), int(count.item())
+
+    def own(self, batch: Batch) -> Batch:
+        """The tokens of a batch that this process learns from, on its device."""
+        mine = batch.share(*self.model.division.samples)
+        return mine if self.device.type == "cpu" else _moved(mine, self.device)
 
     def _not_finite(self, what: str, value: float) -> TrainingError:
         """The error that names where numbers were lost: the first such weight, else the first such gradient."""
@@ -138,26 +176,12 @@ class PlainEngine:
         """Every tensor of the model and the optimiser, as views of live values."""
         for spec, box, value in pieces(self.model):
             yield Held(MODEL + spec.name, spec, box, None, value)
-        for group in self.optimizer.groups:
-            for index, parameter in enumerate(group.weights):
-                kept = [(moment, getattr(group, moment)[index]) for moment in MOMENTS]
-                if group.masters[index].dtype != parameter.dtype:
-                    kept.insert(0, ("master", group.masters[index]))
-                for spec, box, rows in holdings(parameter):
-                    for part, value in kept:
-                        yield Held(f"optimizer/{part}/{spec.name}", spec, box, None, value[rows])
+        for part, spec, box, value in self.optimizer.state():
+            yield Held(f"optimizer/{part}/{spec.name}", spec, box, None, value)
 
     def counters(self) -> dict[str, Any]:
-        """What of the optimiser is no tensor, as JSON: its kind, its steps, its groups by name."""
-        groups = [
-            {
-                "weight_decay": group.weight_decay,
-                **({"lr_scale": group.lr_scale} if group.lr_scale != 1 else {}),
-                "names": [held.spec.name for weight in group.weights for held in holdings(weight)],
-            }
-            for group in self.optimizer.groups
-        ]
-        return {"kind": "adamw", "steps": self.optimizer.steps, "groups": groups}
+        """What of the optimiser is no tensor, as JSON: its kind, its steps, its groups by name; fp16's loss scale."""
+        return self.optimizer.about() | ({} if self.scaler is None else {"loss_scale": self.scaler.state()})
 
     def load_state(self, source: Source, counters: Mapping[str, Any]) -> None:
         """Take over weights, masters, moments and counters. Raises CheckpointError when the source lacks any.
@@ -172,17 +196,21 @@ class PlainEngine:
             if not held.name.startswith((MODEL, MASTER)):
                 held.value.copy_(source.read(held.name, held.box))
         for spec, box, value in self.optimizer.masters():
-            value.copy_(source.read(_master(source, spec.name), box))
+            value.copy_(source.read(master_name(source, spec.name), box))
         self.optimizer.publish()
         self.optimizer.steps = counters["steps"]
+        if self.scaler is not None and "loss_scale" in counters:
+            self.scaler.load(counters["loss_scale"])
 
     def check_state(self, source: Source, counters: Mapping[str, Any]) -> None:
         """Raise CheckpointError when a source lacks part of what `load_state` takes. Nothing is read."""
-        if counters.get("kind") != "adamw" or not isinstance(counters.get("steps"), int):
-            raise CheckpointError("the checkpoint's optimizer is not adamw", "begin a new run with `load`")
+        if counters.get("kind") != self.config.optimizer.kind or not isinstance(counters.get("steps"), int):
+            raise CheckpointError(
+                f"the checkpoint's optimizer is not {self.config.optimizer.kind}", "begin a new run with `load`"
+            )
         for held in self.state():
-            name = _master(source, held.spec.name) if held.name.startswith((MODEL, MASTER)) else held.name
-            _check_shape(source, name, held.spec)
+            name = master_name(source, held.spec.name) if held.name.startswith((MODEL, MASTER)) else held.name
+            check_shape(source, name, held.spec)
 
     def load_weights(self, source: Source) -> None:
         """Take over the weights alone, as exactly as the source has them; the optimiser begins anew.
@@ -197,31 +225,11 @@ class PlainEngine:
 
     def initialise(self) -> None:
         """Draw the weights from the seed: the same numbers in any precision, then rounded to it."""
-        fill(self.optimizer.masters(), self.config.model, self.config.init, self.config.seed)
+        fill(self.optimizer.masters(), self.config.model, self.config.init, self.config.seed, self.config.mup)
         self.optimizer.publish()
 
 
 _LOWER = "lower optimizer.lr or lengthen schedule.warmup, and go on from the last checkpoint"
-
-
-def _master(source: Source, name: str) -> str:
-    """What the source calls the fp32 values of a weight: where its weights are fp32 they are their own masters."""
-    return MODEL + name if source.dtype(MODEL + name) == "F32" else MASTER + name
-
-
-def _check_shape(source: Source, name: str, spec: TensorSpec) -> None:
-    found = source.spec(name).shape
-    if found != spec.shape:
-        raise CheckpointError(f"{name} is {list(found)}, and the model asks for {list(spec.shape)}", "choose another")
-
-
-def _lookahead(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """The batches, and whether each is the last."""
-    rest = iter(batches)
-    ahead = next(rest, None)
-    while ahead is not None:
-        batch, ahead = ahead, next(rest, None)
-        yield batch, ahead is None
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

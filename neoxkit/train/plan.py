@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from neoxkit.checkpoint.format import ITEM_BYTES
 from neoxkit.config.run import RunConfig
 from neoxkit.convert.load import check_model
 from neoxkit.families import by_name
-from neoxkit.nn.decoder import specs
+from neoxkit.nn.decoder import Decoder, pieces
 from neoxkit.parallel.device import choose_device
-from neoxkit.spec import volume, whole
-from neoxkit.train.loop import decide, open_feed
+from neoxkit.train.begin import decide, open_feed
+from neoxkit.train.engine import DTYPES
+from neoxkit.train.memory import of_run
 from neoxkit.train.objectives.lm import NextToken
+from neoxkit.train.optim import Learner
 from neoxkit.train.origin import Origin, choose_tokenizer, origin_of
 from neoxkit.train.plain import PlainEngine
-from neoxkit.train.saver import alone_in
-
-MASTERS, MOMENTS = 4, 8
-"""Bytes of optimiser state a parameter: fp32 masters (with bf16 weights), two fp32 moments."""
+from neoxkit.train.saving.saver import alone_in
+from neoxkit.train.schedule import samples_after
 
 
 def plan(config: RunConfig, given: Mapping[str, Any]) -> dict[str, str]:
@@ -37,26 +36,29 @@ def plan(config: RunConfig, given: Mapping[str, Any]) -> dict[str, str]:
         feed = open_feed(config, origin.past, choose_tokenizer(config, origin))
         check_origin(config, origin)
     past, at = origin.past, origin.at
-    parameters = sum(volume(whole(spec.shape)) for spec in specs(config.model).values())
     tokens = config.batch.size * config.sequence
-    low = config.precision == "bf16"
-    weight = ITEM_BYTES["BF16" if low else "F32"]
-    saved = parameters * (weight + MOMENTS + (MASTERS if low else 0))
+    model = Decoder(config.model, "meta", DTYPES[config.precision])
+    parameters = sum(value.numel() for *_, value in pieces(model))
+    state = Learner(model.parameters(), config.optimizer).state()
+    saved = sum(value.nbytes for *_, value in pieces(model)) + sum(value.nbytes for *_, value in state)
     left = max(0, config.steps - at.step)
-    every = config.save.every or config.steps
-    saves = max(0, config.steps // every - at.step // every) + (1 if left and config.steps % every else 0)
-    read = (at.samples + left * config.batch.size) * config.sequence
+    saves = sum(config.save.wants(step) or step == config.steps for step in range(at.step + 1, config.steps + 1))
+    saves += at.step == 0 and config.save.wants(0)
+    samples = samples_after(config, left, at.samples)
+    needs = max(of_run(config), key=lambda memory: memory.total)
     return {
         "model": f"{config.model.family}, {parameters:,} parameters",
         "computes in": f"{config.precision} on {device.type}",
         "begins": f"from {past.checkpoint.path}" if past else f"with {config.load or 'random weights'}",
         "steps": f"{left:,} of {config.steps:,}, {config.batch.size} samples of {config.sequence} tokens each",
-        "tokens": f"{left * tokens:,}; {tokens:,} a step, "
+        "tokens": f"{(samples - at.samples) * config.sequence:,}; {tokens:,} a step, "
         f"in {config.accumulation} micro-batches of {config.micro} samples",
         "text": f"{feed.identity.tokens:,} tokens in {feed.identity.documents:,} documents, "
-        f"{read / feed.identity.tokens:.2f} epochs",
+        f"{samples * config.sequence / feed.identity.tokens:.2f} epochs",
         "held out": f"{feed.held_out.count:,} samples" if feed.held_out else "none",
-        "memory at least": f"{(saved + 4 * parameters) / 1e6:,.1f} MB for weights, gradients and optimizer",
+        "memory of a device": f"{needs.total / 1e6:,.1f} MB: weights {needs.weights / 1e6:,.1f}, "
+        f"gradients {needs.gradients / 1e6:,.1f}, optimizer {needs.optimizer / 1e6:,.1f}, "
+        f"activations {needs.activations / 1e6:,.1f}, loss {needs.loss / 1e6:,.1f}",
         "checkpoints": f"{saves} of {saved / 1e6:,.1f} MB in {folder}",
     }
 

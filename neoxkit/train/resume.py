@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from neoxkit.parallel.world import ALONE, World
 from neoxkit.train.feed import Identity
 from neoxkit.train.schedule import rate_of
 
-FIXED = ("model.", "seed", "precision")
+FIXED = ("model.", "seed", "precision", "optimizer.kind", "mup")
 """Options that a run keeps to its end: others would be another model, or other data."""
 
-PRECISIONS = {"F32": "fp32", "BF16": "bf16"}
+PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 """The precision of a run by the dtype of its weights."""
 
 UNTOLD = ("load", "init.", "data.sequence")
@@ -32,7 +32,7 @@ UNTOLD = ("load", "init.", "data.sequence")
 class Position:
     """How far a run is: optimiser steps, samples and tokens that it learned from.
 
-    `skipped` are steps that changed nothing, before an import: the learning rate does not count them.
+    `skipped` are steps that changed nothing, as fp16 does: the learning rate does not count them.
     """
 
     step: int = 0
@@ -40,9 +40,9 @@ class Position:
     tokens: int = 0
     skipped: int = 0
 
-    def after(self, samples: int, tokens: int) -> Position:
+    def after(self, samples: int, tokens: int, skipped: bool = False) -> Position:
         """One step further."""
-        return replace(self, step=self.step + 1, samples=self.samples + samples, tokens=self.tokens + tokens)
+        return Position(self.step + 1, self.samples + samples, self.tokens + tokens, self.skipped + skipped)
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,23 @@ def settle(config: RunConfig, past: Past) -> tuple[RunConfig, list[str]]:
     for key, before, now in _differences(past.resolved, config.model_dump(mode="json")):
         if key.startswith(FIXED):
             raise ConfigError(
-                f"{key} is {now}, and the run in {past.checkpoint.path} began with {before}",
+                f"{key} is {_shown(now)}, and the run in {past.checkpoint.path} began with {_shown(before)}",
                 f"set it back, or choose another save.folder and begin with load: {past.checkpoint.path}",
             )
         if not key.startswith(UNTOLD):
-            changes.append(f"{key} was {before} until step {past.position.step}, and is {now} from here on")
+            changes.append(_changed(key, before, now, past.position.step))
     return config, changes
+
+
+def _changed(key: str, before: Any, now: Any, step: int) -> str:
+    return f"{key} was {_shown(before)} until step {step}, and is {_shown(now)} from here on"
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _settle_imported(config: RunConfig, past: Past) -> tuple[RunConfig, list[str]]:
@@ -149,12 +160,15 @@ def _settle_imported(config: RunConfig, past: Past) -> tuple[RunConfig, list[str
     now = config.model_dump(mode="json")
     now["data"]["sequence"] = config.sequence
     for key, before, ours in _differences(past.resolved, now, known=True):
-        lines.append(f"{key} was {before} until step {past.position.step}, and is {ours} from here on")
+        lines.append(_changed(key, before, ours, past.position.step))
     rate, wanted = rate_of(config, past.position.step - past.position.skipped), past.state.get("lr")
     if isinstance(wanted, float) and abs(rate - wanted) > 1e-6 * wanted:
         lines.append(f"the learning rate of step {past.position.step + 1} is {rate:g}, and was to be {wanted:g}")
     if scale := past.state.get("loss_scale"):
-        lines.append(f"the loss scale {scale:g} of fp16 is not used: {config.precision} needs none")
+        if config.precision == "fp16":
+            config = config.model_copy(update={"loss_scale": config.loss_scale.model_copy(update={"initial": scale})})
+        else:
+            lines.append(f"the loss scale {scale:g} of fp16 is not used: {config.precision} needs none")
     return config, lines
 
 

@@ -56,6 +56,7 @@ def test_later_files_and_then_overrides_win(base: Path, tmp_path: Path) -> None:
     second = tmp_path / "second.yaml"
     second.write_text("optimizer: {lr: 1e-3}\nsteps: 7\n")
     run = load_run([base, second], ["steps=9"])
+    assert run.optimizer.kind == "adamw"
     assert (run.optimizer.lr, run.optimizer.betas, run.steps) == (1e-3, (0.9, 0.95), 9)
 
 
@@ -100,6 +101,12 @@ def test_dump_is_read_back_equal(base: Path, tmp_path: Path) -> None:
         ("optimizer=3", "optimizer is 3; it must be a mapping"),
         ("optimizer=", "it must be a mapping"),
         ("optimizer.betas=[1, 2]", "below 1"),
+        ("optimizer.kind=adam", "'adam'; choose one of 'adamw', 'adamw8bit', 'lion', 'sgd', 'adafactor', 'muon'"),
+        ("optimizer.momentum=0.9", "unknown option optimizer.momentum; it belongs to optimizer with kind: sgd or kind"),
+        ("optimizer={kind: sgd, lr: 1, momentum: 0, nesterov: true}", "nesterov needs momentum above 0"),
+        ("optimizer={kind: muon, lr: 1, rest: {betas: [0.9]}}", "optimizer.rest.betas is too short"),
+        ("mup={base_width: 0}", "mup.base_width is 0"),
+        ("init.weights=kaiming", "choose one of 'normal', 'scaled'"),
         ("optimizer.betas=[0.9]", "optimizer.betas is too short"),
         ("optimizer.betas=0.9", "it must be a list"),
         ("model.tokens.eos=[a]", "it must be a whole number"),

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from neox_checkpoints import unpack
+from neox_states import State, read_state
 from torch import Tensor
 
 from neoxkit.checkpoint.dtypes import name_of
@@ -105,3 +107,15 @@ def save(
         return tmp_path / name
 
     return saved
+
+
+@pytest.fixture(scope="session")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint that gpt-neox wrote, and went on from."""
+    return unpack(tmp_path_factory.mktemp("oracles")) / "neox_tp1pp0"
+
+
+@pytest.fixture(scope="session")
+def state(oracle: Path) -> State:
+    """Its masters and moments."""
+    return read_state(oracle)

@@ -23,12 +23,12 @@ from neox_states import (
     layer_files,
     partitioned,
     pipelined,
-    read_state,
     stage_of,
 )
 
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.config.load import load_tree, validate
+from neoxkit.config.parallel import LossScale
 from neoxkit.convert.neox.source import NeoxSource
 from neoxkit.convert.transfer import import_model
 from neoxkit.convert.verify import verify
@@ -43,18 +43,6 @@ ELSEWHERE = os.environ.get("NEOXKIT_ORACLES")
 """A folder of more checkpoints that gpt-neox wrote and resumed, with manifest.json, to be tested too."""
 
 PROMISED = 1e-4
-
-
-@pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint that gpt-neox wrote, and went on from."""
-    return unpack(tmp_path_factory.mktemp("oracles")) / "neox_tp1pp0"
-
-
-@pytest.fixture(scope="module")
-def state(oracle: Path) -> State:
-    """Its masters and moments."""
-    return read_state(oracle)
 
 
 def engine_of(checkpoint: Checkpoint, precision: str = "fp32") -> PlainEngine:
@@ -247,7 +235,7 @@ def test_any_precision_goes_on(form: str, precision: str, state: State, oracle: 
 
 
 def test_the_loss_scale_is_told(state: State, oracle: Path, tmp_path: Path) -> None:
-    """That of fp16 is kept in the trainer's state; a run in bf16 or fp32 says that it needs none."""
+    """That of fp16 is kept in the trainer's state; a run in fp16 takes it up, others say that they need none."""
     source = NeoxSource(FORMS["fp16 flat"](state, oracle, tmp_path / "x"), state=True)
     checkpoint = imported(source, tmp_path / "run" / "step-00000006")
     past = past_of(tmp_path / "run")
@@ -255,6 +243,10 @@ def test_the_loss_scale_is_told(state: State, oracle: Path, tmp_path: Path) -> N
     for precision in ("fp32", "bf16"):
         _, told = settle(engine_of(checkpoint, precision).config, past)
         assert f"the loss scale 65536 of fp16 is not used: {precision} needs none" in told
+    options = engine_of(checkpoint, "fp16").config.model_copy(update={"loss_scale": LossScale(initial=8.0)})
+    config, told = settle(options, past)
+    assert config.loss_scale.initial == 65536
+    assert not [line for line in told if "of fp16 is not used" in line]
 
 
 def test_a_tied_head_is_trained_once(oracle: Path, tmp_path: Path) -> None:

@@ -11,26 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from neox_checkpoints import unpack, write
-from neox_states import SMALL, State, adam, grouped, layer_files, partitioned, read_state, small_state, zero_files
+from neox_checkpoints import write
+from neox_states import SMALL, State, adam, grouped, layer_files, partitioned, small_state, zero_files
 
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.convert.neox.source import NeoxSource
 from neoxkit.convert.transfer import import_model
 from neoxkit.errors import NeoxkitError
 from neoxkit.mesh import Mesh
-
-
-@pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint that gpt-neox wrote."""
-    return unpack(tmp_path_factory.mktemp("oracles")) / "neox_tp1pp0"
-
-
-@pytest.fixture(scope="module")
-def state(oracle: Path) -> State:
-    """Its masters and moments."""
-    return read_state(oracle)
 
 
 def stale(state: State, made: Path) -> None:

@@ -16,7 +16,7 @@ from neox_checkpoints import STEP, unpack
 
 from neoxkit.checkpoint.format import parse
 from neoxkit.checkpoint.safetensors_file import read_header
-from neoxkit.convert.neox.architecture import USED
+from neoxkit.config.neox.network import USED
 from neoxkit.convert.neox.settings import read_settings
 from neoxkit.convert.open import open_foreign
 from neoxkit.convert.pickles.storage import Files, Stored

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from tiny import Tiny
 
 from neoxkit.checkpoint import dtypes
+from neoxkit.config.neox.network import USED
 from neoxkit.convert.describe import describe, lines
-from neoxkit.convert.neox.architecture import USED
 from neoxkit.convert.open import open_foreign
 from neoxkit.convert.tokenizer import check_vocabulary, exported_files, stop_ids
 from neoxkit.families import by_name

@@ -107,6 +107,15 @@ def test_logits_loss_and_every_gradient(found: Callable[[int], list[Finding]], t
     assert_none(found(tp), name, f"{stream} stream")
 
 
+@pytest.mark.parametrize(
+    ("world", "mesh", "name"),
+    [(w, mesh, name) for w, meshes in divided.CONTEXT.items() for mesh in meshes for name in divided.chosen(NAMES, w)],
+)
+def test_divided_samples(found: Callable[[int], list[Finding]], world: int, mesh: str, name: str) -> None:
+    """Logits, loss and every gradient where each rank has some tokens of every sample; of some, two steps and bf16."""
+    assert_none(found(world), name, mesh)
+
+
 @pytest.mark.parametrize("name", [f"made-{name}" for name in MADE])
 @pytest.mark.parametrize("topic", ["decoding", "initial", "loading"])
 @pytest.mark.parametrize("tp", [1, 2, 4])
@@ -126,7 +135,7 @@ def test_half_precision(found: Callable[[int], list[Finding]], tp: int, name: st
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_two_steps_of_the_plain_engine(found: Callable[[int], list[Finding]], tp: int, name: str) -> None:
     """Clipped by the norm of all ranks: a rank that clips by its own part goes another way."""
-    assert_none(found(tp), name, "training", "training, divided stream")
+    assert_none(found(tp), name, "training", "training, divided stream", "training by Muon")
 
 
 @pytest.mark.parametrize("tp", [2, 4])

@@ -21,6 +21,8 @@ from click.testing import CliRunner
 
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.cli.train import command
+from neoxkit.convert.verify import verify
+from neoxkit.errors import ConfigError
 from neoxkit.train import loop, metrics
 from neoxkit.train.loop import train
 
@@ -79,6 +81,58 @@ def test_resumed_is_as_if_never_stopped(folder: Path, family: str, precision: st
     kept = [r for r in metrics.read(parts.parent) if "loss" in r or r["step"] == 7]
     path.write_text("".join(json.dumps(record) + "\n" for record in kept))
     assert_same(whole, parts)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lion": {"optimizer": {"kind": "lion", "lr": 0.003}},
+    "sgd": {"optimizer": {"kind": "sgd", "lr": 0.1}, "precision": "bf16"},
+    "sgd without momentum": {"optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.0}},
+    "muon": {"optimizer": {"kind": "muon", "lr": 0.02, "rest": {"lr": 0.01}}, "precision": "bf16"},
+    "adafactor": {"optimizer": {"kind": "adafactor", "lr": 0.1}, "precision": "bf16"},
+    "adamw8bit": {"optimizer": {"kind": "adamw8bit", "lr": 0.01}},
+    "fp16": {"precision": "fp16", "loss_scale": {"initial": 2.0**18, "window": 2}},
+    "growing": {
+        "batch": {"size": 6, "micro": 2, "warmup": {"start": 2, "increment": 2, "samples": 12}},
+        "data": {"curriculum": {"start": 4, "steps": 5, "multiple": 4}},
+    },
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_whatever_changes_a_run_resumes(folder: Path, name: str) -> None:
+    """Optimizers and what they keep, fp16 with steps that are skipped, growing batches and samples."""
+    options = {
+        "family": "gpt_neox",
+        "schedule": {"warmup_steps": 4, "decay_steps": 6, "decay": "constant"},
+        **KINDS[name],
+    }
+    if name == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+        options["model"] = runs.tree("gpt_neox", folder)["model"] | {"width": 64, "mlp": {"hidden": 80}}
+    data = {"train": str(folder / "tokens"), **options.pop("data", {})}
+    whole = start(folder, name="whole", steps=6, data=data, **options)
+    parts = [start(folder, name="parts", steps=steps, data=data, **options) for steps in (3, 6)]
+    assert_same(whole, parts[-1])
+    assert verify(parts[-1]).findings == []
+    state = Checkpoint.open(parts[0]).trainer_state()
+    records = metrics.read(whole.parent)
+    if name == "fp16":
+        # Two steps are skipped, then three at half the scale are made, which doubles it, and it is too high again.
+        assert [r["skipped"] for r in records] == [True, True, False, False, False, True]
+        assert [r["loss_scale"] for r in records] == [2.0**18, 2.0**18, *[2.0**17] * 3, 2.0**18]
+        assert state["skipped"] == 2
+        # Of four steps of warmup, those that are skipped are none.
+        assert [r["lr"] for r in records] == pytest.approx([0.0025] * 4 + [0.005, 0.0075])
+    if name == "growing":
+        assert [r["tokens"] for r in records] == [2 * 4, 2 * 4, 2 * 8, 4 * 8, 4 * 12, 6 * 12]
+        assert whole.name == "step-00000006"
+        assert Checkpoint.open(whole).trainer_state()["samples"] == 20
+
+
+def test_another_kind_of_optimizer_is_refused(folder: Path) -> None:
+    start(folder, "gpt_neox", "run", steps=2)
+    with pytest.raises(ConfigError, match=r"optimizer\.kind is lion, and the run in .* began with adamw"):
+        start(folder, "gpt_neox", "run", steps=4, optimizer={"kind": "lion", "lr": 0.01})
 
 
 def test_the_state_is_needed(folder: Path) -> None:

@@ -22,10 +22,13 @@ MESHES = {
     "dp4": {"dp": 4},
     "tp2 dp2": {"tp": 2, "dp": 2},
     "tp4": {"tp": 4},
+    "cp4": {"cp": 4},
+    "cp2 dp2": {"cp": 2, "dp": 2},
+    "tp2 cp2": {"tp": 2, "cp": 2},
 }
 PAIRS = {
     "gpt_neox": [
-        *((mesh, mesh) for mesh in MESHES),
+        *((mesh, mesh) for mesh in MESHES if mesh not in ("cp4", "tp2 cp2")),
         ("1", "tp2 dp2"),
         ("1", "dp4"),
         ("tp4", "1"),
@@ -34,8 +37,9 @@ PAIRS = {
         ("tp2 dp2", "tp4"),
         ("tp2", "tp2 dp2"),
         ("dp2", "1"),
+        ("tp4", "cp4"),
     ],
-    "llama": [("1", "tp4"), ("tp4", "dp4"), ("dp4", "1"), ("tp2 dp2", "tp2"), ("tp4", "tp4")],
+    "llama": [("1", "tp4"), ("tp4", "dp4"), ("dp4", "1"), ("tp2 dp2", "tp2"), ("tp4", "tp4"), ("tp2 cp2", "dp4")],
 }
 """From one mesh to another; llama has two key/value heads, so at tp 4 neighbours share them, and a tied head."""
 

@@ -61,6 +61,21 @@ def test_heads_that_the_mesh_does_not_divide_are_refused() -> None:
         Decoder(CONFIG, "meta", groups=Groups(Mesh(tp=3)))
 
 
+@pytest.mark.parametrize(("mesh", "said"), [(Mesh(cp=3), "4 heads over cp 3"), (Mesh(tp=2, cp=4), "2 heads over cp 4")])
+def test_heads_that_context_parallelism_does_not_divide_are_refused(mesh: Mesh, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Decoder(CONFIG, "meta", groups=Groups(mesh))
+
+
+def test_a_share_of_a_sample_is_neither_run_alone_nor_decoded() -> None:
+    model = Decoder(CONFIG, groups=Groups(Mesh(cp=2)))
+    assert model.division.positions(4, torch.device("cpu")).tolist() == [[0, 1, 2, 3]]
+    with pytest.raises(AssertionError, match="it can be described, not run"):
+        model(torch.zeros(1, 4, dtype=torch.int64))
+    with pytest.raises(AssertionError, match="all tokens of a text"):
+        model.new_state(1, 8)
+
+
 def test_padding_is_zero_and_in_no_piece() -> None:
     """9 rows over 4 ranks are 3, 3, 3 and none; the last has room for 3."""
     model = Decoder(CONFIG, groups=Groups(Mesh(tp=4, rank=3)))

@@ -423,7 +423,7 @@ def config_of(checkpoint: Path) -> Callable[[], Mapping[str, Any]]:
 
 def test_a_run_is_not_saved_to_a_store() -> None:
     from neoxkit.errors import ConfigError
-    from neoxkit.train.saver import run_folder
+    from neoxkit.train.saving.saver import run_folder
 
     assert run_folder("runs/a") == Path("runs/a")
     with pytest.raises(ConfigError, match="a run is saved to a disk only"):

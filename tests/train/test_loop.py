@@ -18,10 +18,10 @@ from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.cli.train import command
 from neoxkit.data.sidecar import Sidecar, path_of, write_sidecar
 from neoxkit.errors import CheckpointError, ConfigError, DataError, NeoxkitError
-from neoxkit.train import loop, metrics
+from neoxkit.train import begin, metrics
+from neoxkit.train.engine import TrainingError
 from neoxkit.train.loop import Outcome, train
-from neoxkit.train.plain import TrainingError
-from neoxkit.train.saver import alone_in
+from neoxkit.train.saving.saver import alone_in
 
 
 def start(folder: Path, *overrides: str, family: str = "gpt_neox", **options: Any) -> Outcome:
@@ -50,7 +50,7 @@ def test_a_run_writes_checkpoints_metrics_and_a_curve(folder: Path, capsys: pyte
     records = metrics.read(run)
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in records if "valid_loss" in r] == [3, 6]
-    assert set(records[0]) == {"step", "loss", "norm", "tokens", "lr", "seconds"}
+    assert {"step", "loss", "norm", "tokens", "lr", "seconds", "perplexity", "memory"} <= set(records[0])
     assert "step 6/6" in capsys.readouterr().err
 
 
@@ -164,9 +164,9 @@ def test_a_run_refuses_other_data(folder: Path) -> None:
 
 
 def test_precision_is_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "choose_precision", lambda config, device: "bf16")
+    monkeypatch.setattr(begin, "choose_precision", lambda config, device: "bf16")
     first = start(folder, "precision=auto", steps=1).checkpoint
-    monkeypatch.setattr(loop, "choose_precision", lambda config, device: pytest.fail("measured again"))
+    monkeypatch.setattr(begin, "choose_precision", lambda config, device: pytest.fail("measured again"))
     second = start(folder, "precision=auto", steps=2).checkpoint
     for path in (first, second):
         with Checkpoint.open(path) as source:

@@ -17,8 +17,9 @@ from neoxkit.families.spelling import write_config
 from neoxkit.nn.decoder import holdings, pieces, specs
 from neoxkit.nn.init import initialise
 from neoxkit.spec import Role, TensorSpec, gaps
+from neoxkit.train.engine import TrainingError
 from neoxkit.train.objectives.lm import NextToken
-from neoxkit.train.plain import PlainEngine, TrainingError
+from neoxkit.train.plain import PlainEngine
 from neoxkit.train.schedule import rate_of
 
 FAMILIES = list(runs.MODELS)

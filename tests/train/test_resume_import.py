@@ -148,7 +148,7 @@ def test_what_differs_is_told(here: Path) -> None:
         "schedule.decay was cosine until step 6, and is linear from here on",
         "schedule.min_lr was 0.001 until step 6, and is 0.0 from here on",
         "batch.size was 4 until step 6, and is 2 from here on",
-        "clip was 1.0 until step 6, and is None from here on",
+        "clip was 1.0 until step 6, and is null from here on",
         "seed was 1300 until step 6, and is 8 from here on",
         "the learning rate of step 7 is 0.0133333, and was to be 0.00775",
     ):

@@ -3,49 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
 
 from neoxkit.config.model import ModelConfig
-from neoxkit.convert.neox.settings import REMEDY, Settings
+from neoxkit.config.neox.network import (
+    GATED,
+    PLAIN,
+    UNCOMPUTED,
+    activation,
+    activation_name,
+    norm,
+    position,
+    refuse_network,
+    window,
+)
+from neoxkit.config.neox.settings import REMEDY, Settings
 from neoxkit.convert.neox.tensors import ROTARY, Tensors
 from neoxkit.convert.pickles.storage import Files, Stored
 from neoxkit.errors import ConversionError
 from neoxkit.families import by_name
 from neoxkit.families.fit import unfit
-from neoxkit.log import warn
 
 SPELLINGS = ("gpt_neox", "llama", "mistral")
 """Families that a model of gpt-neox may be exported as, the preferred one first."""
-
-PLAIN = {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
-GATED = {"geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
-NORMS = {"layernorm": ("layer", "layernorm_epsilon", 1e-5), "rmsnorm": ("rms", "rms_norm_epsilon", 1e-8)}
-POSITIONS = ("rotary", "learned", "alibi", "none")
-ATTENTION = ("global", "flash")
-
-FLAGS = {
-    "gpt_j_tied": "one norm for attention and MLP",
-    "use_mup": "muP's scales",
-    "use_qk_layernorm": "a norm over the queries and keys of all heads",
-    "te_mha": "TransformerEngine layers",
-    "te_layernorm_mlp": "TransformerEngine layers",
-    "te_columnparallel": "TransformerEngine layers",
-    "te_rowparallel": "TransformerEngine layers",
-    "apply_residual_connection_post_layernorm": "residuals taken after the norm",
-}
-"""Settings of networks that neoxkit does not compute."""
-
-USED = frozenset(
-    {"num_layers", "hidden_size", "num_attention_heads", "num_kv_heads", "max_position_embeddings", "seq_length"}
-    | {"activation", "bias_gelu_fusion", "geglu", "mlp_type", "norm", "layernorm_epsilon", "rms_norm_epsilon"}
-    | {"pos_emb", "rotary_pct", "rotary_emb_base", "opt_pos_emb_offset", "no_weight_tying", "gpt_j_residual"}
-    | {"attention_config", "sliding_window_width", "use_bias_in_attn_linear", "use_bias_in_mlp"}
-    | {"moe_num_experts", "num_experts", "soft_prompt_tuning", *FLAGS}
-)
-"""Settings that the configuration is made of."""
 
 
 def build_config(tensors: Tensors, settings: Settings, files: Files) -> ModelConfig:
@@ -61,7 +43,7 @@ def build_config(tensors: Tensors, settings: Settings, files: Files) -> ModelCon
     if tied != (tensors.head is None):
         there = "no final_linear.weight is" if tensors.head is None else "final_linear.weight is"
         raise _contradiction(settings, "no_weight_tying", not tied, f"{there} among the tensors")
-    position = _position(tensors, settings)
+    places = _position(tensors, settings)
     given: dict[str, Any] = {
         "family": SPELLINGS[0],
         "depth": len(tensors.blocks),
@@ -71,14 +53,14 @@ def build_config(tensors: Tensors, settings: Settings, files: Files) -> ModelCon
         "tied": tied,
         "residual": "parallel" if settings.flag("gpt_j_residual", False) else "sequential",
         "norm": _norm(tensors, settings),
-        "position": position,
+        "position": places,
         "mixer": _mixer(tensors, settings, width),
         "mlp": _mlp(tensors, settings),
     }
     if given["residual"] == "parallel" and not given["mlp"]["bias"]:
         raise ConversionError(
             f"{tensors.folder}: gpt_j_residual without biases in the MLP: gpt-neox drops the attention of such a model",
-            "neoxkit does not compute these",
+            UNCOMPUTED,
         )
     try:
         config = ModelConfig.model_validate(given)
@@ -86,37 +68,17 @@ def build_config(tensors: Tensors, settings: Settings, files: Files) -> ModelCon
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])
         raise ConversionError(f"{tensors.folder}: {path or 'model'}: {first['msg']}", REMEDY) from None
-    if position["kind"] == "rotary":
+    if places["kind"] == "rotary":
         _check_rotary(tensors, config, files)
     fits = (name for name in SPELLINGS if not unfit(by_name(name), config))
     return config.model_copy(update={"family": next(fits, SPELLINGS[0])})
 
 
 def _refuse(settings: Settings) -> None:
-    """Raise ConversionError for settings of a network that neoxkit does not compute."""
-    for key, what in FLAGS.items():
-        if settings.flag(key, False):
-            raise ConversionError(f"{settings.said(key)}: {what}", "neoxkit does not compute these")
-    for key, what in (("moe_num_experts", "a mixture of experts"), ("num_experts", "a mixture of experts")):
-        if (settings.whole(key) or 1) > 1:
-            raise ConversionError(f"{settings.said(key)}: {what}", "neoxkit does not compute these")
-    prompts = settings.get("soft_prompt_tuning")
-    if prompts and not (isinstance(prompts, dict) and prompts.get("enabled") is False):
-        raise ConversionError(f"{settings.said('soft_prompt_tuning')}: soft prompts", "neoxkit does not compute these")
-    for kind in _attention_kinds(settings.get("attention_config")):
-        if kind not in ATTENTION:
-            raise ConversionError(
-                f"{settings.said('attention_config')}: {kind!r} layers", f"neoxkit computes {' and '.join(ATTENTION)}"
-            )
-
-
-def _attention_kinds(given: Any) -> Iterator[str]:
-    """The kinds of layers that attention_config names, at any depth of its lists."""
-    if isinstance(given, str) and given != "all":
-        yield given.lower()
-    elif isinstance(given, list):
-        for each in given:
-            yield from _attention_kinds(each)
+    """Raise for settings of a network that neoxkit does not compute, or that has weights it does not use."""
+    refuse_network(settings)
+    if settings.flag("gpt_j_tied", False):
+        raise ConversionError(f"{settings.said('gpt_j_tied')}: one norm for attention and MLP", UNCOMPUTED)
 
 
 def _matrix(tensors: Tensors, layer: int, name: str) -> tuple[int, int]:
@@ -176,32 +138,22 @@ def _context(tensors: Tensors, settings: Settings) -> int:
 
 
 def _norm(tensors: Tensors, settings: Settings) -> dict[str, Any]:
-    kind = settings.word("norm", "layernorm")
-    if kind not in NORMS:
-        raise ConversionError(f"{settings.said('norm')}", f"neoxkit computes {' and '.join(NORMS)}")
-    ours, eps, default = NORMS[kind]
+    given = norm(settings)
+    ours = given["kind"]
     scaled, biased = bool(tensors.block("input_layernorm.scale")), bool(tensors.block("input_layernorm.bias"))
     if (ours == "rms") != scaled or (scaled and biased):
         there = "'input_layernorm.scale' of an RMSNorm" if scaled else "no 'input_layernorm.scale'"
-        raise _contradiction(settings, "norm", kind, f"the tensors have {there}")
-    given = {"kind": ours, "eps": settings.number(eps, default)}
+        raise _contradiction(settings, "norm", settings.word("norm", "layernorm"), f"the tensors have {there}")
     return given if ours == "rms" else {**given, "bias": biased}
 
 
 def _position(tensors: Tensors, settings: Settings) -> dict[str, Any]:
-    kind = settings.word("pos_emb", "learned")
-    if kind not in POSITIONS:
-        raise ConversionError(settings.said("pos_emb"), f"neoxkit computes {', '.join(POSITIONS)}")
+    given = position(settings)
     learned = (tensors.embed, "position_embeddings.weight") in tensors.places
-    if learned != (kind == "learned"):
+    if learned != (given["kind"] == "learned"):
         there = "position_embeddings.weight" if learned else "no position_embeddings.weight"
-        raise _contradiction(settings, "pos_emb", kind, f"the tensors have {there}")
-    if kind == "learned" and settings.get("opt_pos_emb_offset"):
-        raise ConversionError(settings.said("opt_pos_emb_offset"), "neoxkit counts positions from 0")
-    if kind != "rotary":
-        return {"kind": kind}
-    base, fraction = settings.number("rotary_emb_base", 10000), settings.number("rotary_pct", 1.0)
-    return {"kind": kind, "base": base, "fraction": fraction}
+        raise _contradiction(settings, "pos_emb", given["kind"], f"the tensors have {there}")
+    return given
 
 
 def _mixer(tensors: Tensors, settings: Settings, width: int) -> dict[str, Any]:
@@ -231,25 +183,8 @@ def _mixer(tensors: Tensors, settings: Settings, width: int) -> dict[str, Any]:
         "head_dim": head_dim,
         "bias": bias,
         "out_bias": out_bias,
-        "window": _window(tensors, settings),
+        "window": window(settings, tensors.pipelined),
     }
-
-
-def _window(tensors: Tensors, settings: Settings) -> int | None:
-    """gpt-neox's window does not count the token itself; its global attention without pipeline drops it."""
-    width = settings.whole("sliding_window_width")
-    if width is None:
-        return None
-    kinds = set(_attention_kinds(settings.get("attention_config"))) or {"global"}
-    if len(kinds) > 1 and not tensors.pipelined:
-        raise ConversionError(
-            f"{settings.said('sliding_window_width')}: gpt-neox applies it to the flash layers alone",
-            "neoxkit does not compute these",
-        )
-    if kinds == {"global"} and not tensors.pipelined:
-        warn(f"{settings.said('sliding_window_width')}: passed over, as gpt-neox does without pipeline stages")
-        return None
-    return width + 1
 
 
 def _mlp(tensors: Tensors, settings: Settings) -> dict[str, Any]:
@@ -265,30 +200,19 @@ def _mlp(tensors: Tensors, settings: Settings) -> dict[str, Any]:
             f"nor a gated one",
             "fetch it again",
         )
-    kind = settings.word("activation", "gelu")
-    if settings.flag("geglu", False):
-        kind = "geglu"
-    known = {**(PLAIN if not gated or llama else {}), **(GATED if gated else {})}
-    if kind not in known:
-        if kind in PLAIN or kind in GATED:
-            shape = "gated (two rows of mlp.linear1 for each column of mlp.linear2)" if gated else "not gated"
-            raise _contradiction(settings, "activation", kind, f"the MLP of the tensors is {shape}")
-        raise ConversionError(settings.said("activation"), f"neoxkit computes {', '.join({**PLAIN, **GATED})}")
-    activation, fused = known[kind], settings.flag("bias_gelu_fusion", False)
-    if activation == "gelu" and fused and gated:
-        raise ConversionError(
-            f"{settings.said('bias_gelu_fusion')} with a gated MLP: releases of gpt-neox differ in its gelu",
-            "say which by bias_gelu_fusion: false in --config FILE, if it is the exact one",
-        )
+    kind = activation_name(settings)
+    if (kind in PLAIN and gated and not llama) or (kind in GATED and not gated):
+        shape = "gated (two rows of mlp.linear1 for each column of mlp.linear2)" if gated else "not gated"
+        raise _contradiction(settings, "activation", kind, f"the MLP of the tensors is {shape}")
+    ours = activation(settings, kind, gated)
     bias = bool(tensors.block("mlp.linear1.bias"))
     if "use_bias_in_mlp" in settings.values and settings.flag("use_bias_in_mlp", True) != bias:
         there = "has a bias" if bias else "has no bias"
         raise _contradiction(settings, "use_bias_in_mlp", True, f"mlp.linear1 {there}")
-    fused_gelu = activation == "gelu" and fused
     return {
         "hidden": hidden,
         "gated": gated,
-        "activation": "gelu_tanh" if fused_gelu else activation,
+        "activation": ours,
         "bias": bias,
     }
 

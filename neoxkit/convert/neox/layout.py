@@ -15,8 +15,8 @@ from torch import Tensor
 
 from neoxkit.checkpoint.dtypes import empty
 from neoxkit.config.model import ModelConfig
+from neoxkit.config.neox.settings import REMEDY
 from neoxkit.convert.neox.flat import Part, read_rows
-from neoxkit.convert.neox.settings import REMEDY
 from neoxkit.convert.neox.tensors import Key, Tensors
 from neoxkit.convert.pickles.storage import Files
 from neoxkit.errors import ConversionError

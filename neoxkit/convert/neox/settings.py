@@ -3,66 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from neoxkit.config.neox.settings import REMEDY, Settings
 from neoxkit.errors import ConfigError, ConversionError
-
-REMEDY = "give the right settings with --config FILE"
-
-
-@dataclass
-class Settings:
-    """Values by key, underscored, and the file that each is from. A null is an absent key."""
-
-    folder: Path
-    values: dict[str, Any] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value, or the default of gpt-neox."""
-        return self.values.get(key, default)
-
-    def said(self, key: str) -> str:
-        """A key, its value and its file, for a message."""
-        return f"{self.origins.get(key, self.folder)}: {key} is {self.values.get(key)!r:.80}"
-
-    def word(self, key: str, default: str) -> str:
-        """A text in small letters. Raises ConversionError for anything else."""
-        value = self.get(key, default)
-        if not isinstance(value, str):
-            raise ConversionError(f"{self.said(key)}, not a text", REMEDY)
-        return value.lower()
-
-    def flag(self, key: str, default: bool) -> bool:
-        """True or false. Raises ConversionError for anything else."""
-        value = self.get(key, default)
-        if not isinstance(value, bool):
-            raise ConversionError(f"{self.said(key)}, not true or false", REMEDY)
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        """A finite number; 1e-5, which YAML takes for a text, is one. Raises ConversionError for anything else."""
-        value = self.get(key, default)
-        try:
-            if isinstance(value, bool) or not isinstance(value, int | float | str) or not isfinite(float(value)):
-                raise ValueError
-            return float(value)
-        except (ValueError, OverflowError):
-            raise ConversionError(f"{self.said(key)}, not a number", REMEDY) from None
-
-    def whole(self, key: str) -> int | None:
-        """A whole number above 0, or None when it is not given. Raises ConversionError for anything else."""
-        value = self.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConversionError(f"{self.said(key)}, not a whole number above 0", REMEDY)
-        return value
 
 
 def read_settings(folder: Path, given: Sequence[Path] = (), used: Iterable[str] = ()) -> Settings:

@@ -12,7 +12,8 @@ from torch import Tensor
 from neoxkit.checkpoint.format import BLOCK_BYTES, ITEM_BYTES, MODEL, bare
 from neoxkit.checkpoint.store import Place as AnyPlace
 from neoxkit.config.model import ModelConfig
-from neoxkit.convert.neox.architecture import USED, build_config
+from neoxkit.config.neox.network import USED
+from neoxkit.convert.neox.architecture import build_config
 from neoxkit.convert.neox.folder import find
 from neoxkit.convert.neox.layout import Place, Sum, places
 from neoxkit.convert.neox.masters import Master, ranks, rounds, stale

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from neoxkit.config.neox.settings import Settings
 from neoxkit.convert.neox.optimizer import WITHOUT
-from neoxkit.convert.neox.settings import Settings
 from neoxkit.convert.neox.states import States
 from neoxkit.convert.neox.tensors import Tensors
 from neoxkit.errors import ConversionError

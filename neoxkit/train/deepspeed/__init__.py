@@ -1,0 +1,1 @@
+"""DeepSpeed behind the engine protocol: ZeRO, offload, pipelines. Nothing else imports it."""

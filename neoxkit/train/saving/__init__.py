@@ -1,0 +1,1 @@
+"""What becomes of a running model on disk: checkpoints, written beside training."""

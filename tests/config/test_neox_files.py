@@ -1,0 +1,325 @@
+"""gpt-neox's YAML files: each loads as what it means, or is refused by the name of what is in the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from neoxkit.cli import main
+from neoxkit.config.load import load_run, load_tree, spell, spell_neox, validate
+from neoxkit.config.neox.write import lost
+from neoxkit.config.run import RunConfig
+from neoxkit.errors import ConfigError
+
+FOLDER = Path(__file__).parents[1] / "fixtures" / "neox_yaml"
+VOCAB = "model.vocab=50304"
+
+
+def at(run: RunConfig, key: str) -> Any:
+    """An option of a run, by its dotted key."""
+    value: Any = run
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+LOADS: dict[str, tuple[list[str], list[str], dict[str, Any]]] = {
+    "small": (
+        ["small.yml", "data.yml"],
+        [VOCAB, "precision=bf16"],
+        {
+            "model.depth": 12,
+            "model.residual": "sequential",
+            "model.position.fraction": 1.0,
+            "model.mlp.activation": "gelu",
+            "model.mlp.hidden": 3072,
+            "model.tied": False,
+            "model.norm.eps": 1e-5,
+            "init.weights": "small",
+            "init.output": "wang",
+            "optimizer.kind": "adamw",
+            "optimizer.betas": (0.9, 0.95),
+            "optimizer.weight_decay": 0.1,
+            "schedule.decay": "cosine",
+            "schedule.min_lr": 6e-5,
+            "batch.micro": 4,
+            "batch.accumulation": 1,
+            "batch.size": 4,
+            "zero.stage": 1,
+            "deepspeed.zero_optimization.reduce_bucket_size": 500000000,
+            "deepspeed.wall_clock_breakdown": True,
+            "recompute.layers": "full",
+            "data.train": "tokens/text_document",
+            "data.split": "969,30,1",
+            "evaluation.every": 1000,
+            "evaluation.batches": 10,
+            "save.folder": "runs/one",
+            "save.every": 10000,
+            "save.keep_last": 4,
+            "load": None,
+            "logging.every": 100,
+            "logging.tensorboard": "runs/tensorboard",
+            "logging.wandb": None,
+            "steps": 320000,
+        },
+    ),
+    "pythia": (
+        ["pythia.yml"],
+        [VOCAB, "precision=bf16"],
+        {
+            "model.family": "gpt_neox",
+            "model.residual": "parallel",
+            "model.position.fraction": 0.25,
+            "model.mlp.activation": "gelu_tanh",
+            "model.mixer.bias": True,
+            "batch.accumulation": 4,
+            "loss_scale.initial": 4096.0,
+            "save.steps": (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+            "data.valid": "tokens/pile",
+            "data.split": None,
+        },
+    ),
+    "20b": (
+        ["20b.yml"],
+        [VOCAB, "precision=bf16"],
+        {"mesh.pp": 4, "mesh.tp": 2, "optimizer.lr": 0.97e-4, "optimizer.weight_decay": 0.01, "data.split": "995,4,1"},
+    ),
+    "llama2-7b": (
+        ["llama2-7b.yml", "data.yml"],
+        ["model.vocab=32000"],
+        {
+            "model.family": "llama",
+            "model.mlp.hidden": 11008,
+            "model.mlp.gated": True,
+            "model.mlp.activation": "silu",
+            "model.mlp.bias": False,
+            "model.norm.kind": "rms",
+            "model.mixer.kv_heads": 32,
+            "precision": "bf16",
+            "batch.size": 1024,
+            "batch.micro": 8,
+            "zero.stage": 3,
+            "zero.offload": "optimizer",
+            "save.log_factor": 2.0,
+            "save.every": None,
+        },
+    ),
+    "llama2-70b": (
+        ["llama2-70b.yml", "data.yml"],
+        ["model.vocab=32000"],
+        {
+            "model.mlp.hidden": 28672,
+            "model.mixer.kv_heads": 8,
+            "mesh.tp": 8,
+            "mesh.pp": 8,
+            "mesh.sequence_parallel": True,
+            "precision": "bf16",
+        },
+    ),
+    "llama-2023": (
+        ["llama-2023.yml", "data.yml"],
+        ["model.vocab=32000"],
+        {
+            "model.mlp.hidden": 11008,
+            "model.mlp.gated": True,
+            "model.mlp.activation": "silu",
+            "model.mlp.bias": False,
+            "model.mixer.bias": False,
+            "optimizer.lr": 0.001,
+            "optimizer.betas": (0.9, 0.999),
+            "schedule.decay": "linear",
+            "precision": "fp32",
+        },
+    ),
+    "llama3-tune": (
+        ["llama3-tune.yml"],
+        [],
+        {
+            "model.mlp.hidden": 14336,
+            "model.vocab": 128256,
+            "model.position.base": 500000.0,
+            "model.context": 8192,
+            "data.sequence": 4096,
+            "data.split": None,
+            "load": "old/llama3",
+            "save.folder": "runs/tuned",
+            "evaluation.every": None,
+        },
+    ),
+    "old": (
+        ["old.yml", "data.yml"],
+        [],
+        {
+            "model.tied": True,
+            "model.position.kind": "learned",
+            "model.mlp.activation": "gelu_tanh",
+            "model.vocab": 512,
+            "mesh.tp": 2,
+            "mesh.dp": 2,
+            "batch.micro": 2,
+            "batch.accumulation": 2,
+            "batch.size": 8,
+            "precision": "bf16",
+            "save.every": 50,
+            "save.steps": (1, 10),
+        },
+    ),
+    "alibi": (
+        ["alibi.yml", "data.yml"],
+        ["model.vocab=1024"],
+        {
+            "model.position.kind": "alibi",
+            "model.residual": "shared",
+            "model.mlp.activation": "gelu",
+            "model.mlp.gated": True,
+            "model.mlp.hidden": 256,
+            "init.weights": "xavier_uniform",
+            "init.output": "single_residual",
+            "init.std": 0.01,
+            "optimizer.kind": "lion",
+            "optimizer.betas": (0.95, 0.98),
+            "clip": None,
+            "batch.size": 16,
+            "batch.micro": None,
+            "schedule.decay": "constant",
+            "seed": 7,
+            "data.split": None,
+            "data.curriculum.start": 64,
+            "data.curriculum.steps": 50,
+            "logging.parameter_norm": 100,
+            "logging.comet.project": "mine",
+            "logging.comet.tags": ("a", "b"),
+            "profile.first": 3,
+            "profile.last": 5,
+        },
+    ),
+}
+
+REFUSED = {
+    "mistral.yml": "intermediate_size is 14336: gpt-neox makes a matrix of 9558 rows .* write intermediate_size: 43008",
+    "refused-sparse.yml": "sparsity_config .*sparse attention; use sliding_window_width",
+    "refused-bigbird.yml": "attention_config .*'bigbird' layers; neoxkit computes global and flash",
+    "refused-mamba.yml": "'mamba' layers",
+    "refused-rwkv.yml": "'rwkv' layers",
+    "refused-gmlp.yml": "'gmlp' layers",
+    "refused-moe.yml": "moe_num_experts 8: a mixture of experts",
+    "refused-engine.yml": r"te_columnparallel True: .*TransformerEngine \(refused too: te_rowparallel\)",
+    "refused-te-norm.yml": "norm is 'te_rmsnorm'; neoxkit computes layernorm and rmsnorm",
+    "refused-onebit.yml": "optimizer.type: OneBitAdam: DeepSpeed 0.19 has removed it; choose Adam",
+    "refused-mup.yml": "use_mup True",
+    "refused-dpo.yml": r"train_impl 'dpo'.*\(refused too: dataset_impl, pos_train_data_paths, neg_train_data_paths\)",
+    "refused-labels.yml": "train_label_data_paths .*not built yet",
+    "refused-blend.yml": "train_data_paths: 2 paths: a blend of several is not built yet",
+    "refused-tuning.yml": "autotuning",
+    "refused-soft.yml": "soft prompts",
+    "refused-relative.yml": "pos_emb is 'rpe'",
+    "refused-dropout.yml": r"hidden_dropout 0.1: dropout \(refused too: attention_dropout\); set it to 0",
+    "refused-amp.yml": "amp .*removed it; set bf16",
+    "refused-resume.yml": "load: runs/old is another folder than save; .*neoxkit import",
+    "refused-parallel.yml": "gpt_j_residual: .*drops the attention",
+}
+
+
+def test_every_fixture_is_listed() -> None:
+    named = {name for files, *_ in LOADS.values() for name in files} | set(REFUSED)
+    assert {path.name for path in FOLDER.glob("*.yml")} == named
+
+
+def loaded(name: str) -> tuple[list[Path], list[str], RunConfig]:
+    """The files of a case, what is set, and the run that they are."""
+    files, overrides, _ = LOADS[name]
+    paths = [FOLDER / each for each in files]
+    return paths, overrides, load_run(paths, overrides)
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_loads_as_what_it_means(name: str) -> None:
+    run = loaded(name)[2]
+    wanted = LOADS[name][2]
+    assert {key: at(run, key) for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_converted_it_means_the_same(name: str, tmp_path: Path) -> None:
+    """And is a file of neoxkit's own, in which nothing is left to gpt-neox's defaults."""
+    paths, overrides, run = loaded(name)
+    out = tmp_path / "run.yaml"
+    out.write_text(spell(load_tree(paths, overrides)))
+    assert not load_tree([out]).notes
+    assert load_run([out]) == run
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_written_in_gpt_neoxs_words_it_is_read_back(name: str, tmp_path: Path) -> None:
+    """Nothing is lost but what gpt-neox takes from elsewhere."""
+    run = loaded(name)[2]
+    out = tmp_path / "back.yml"
+    out.write_text(spell_neox(run))
+    assert "num_layers" in yaml.safe_load(out.read_text())
+    back = load_run([out])
+    assert not list(lost(run, back))
+    assert load_run([out], ["model.family=x"]) != run
+
+
+def test_what_gpt_neox_has_no_word_for_is_refused() -> None:
+    paths, overrides, _ = loaded("llama2-7b")
+    for given, said in (
+        ("schedule.decay=wsd", "lr_decay_style is 'wsd'; it must be one of"),
+        ("model.mixer.qk_norm=true", "model.mixer.qk_norm true"),
+        ("precision=auto", "precision is 'auto'; it must be one of"),
+        ("schedule.era=pythia", "schedule.era"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            spell_neox(load_run(paths, [*overrides, given]))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=REFUSED[name]) as raised:
+        load_run([FOLDER / name], [VOCAB])
+    assert raised.value.remedy
+    assert raised.value.cause.startswith(str(FOLDER / name) + ":")
+
+
+def test_the_command_tells_what_is_passed_over() -> None:
+    files = [str(FOLDER / name) for name in LOADS["small"][0]]
+    done = CliRunner().invoke(main, ["config", "check", *files, "--set", VOCAB, "--set", "precision=bf16"])
+    assert (done.exit_code, done.stdout) == (0, "ok\n")
+    assert "partition_activations, synchronize_each_layer are passed over" in done.stderr
+    assert "load is passed over: a run goes on from its own folder by itself" in done.stderr
+    done = CliRunner().invoke(main, ["config", "check", *files])
+    assert done.exit_code == 2
+    assert "vocab_file tokens/vocabulary.json is not here; give --set model.vocab=N" in done.stderr
+
+
+def test_convert_writes_a_new_file(tmp_path: Path) -> None:
+    out = tmp_path / "run.yaml"
+    command = ["config", "convert", str(FOLDER / "llama3-tune.yml"), "--out", str(out)]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert yaml.safe_load(out.read_text())["model"]["mlp"] == {
+        "gated": True,
+        "activation": "silu",
+        "bias": False,
+        "hidden": 14336,
+    }
+    before = out.read_bytes()
+    again = CliRunner().invoke(main, command)
+    assert again.exit_code == 2
+    assert "is there already" in again.stderr
+    assert out.read_bytes() == before
+
+
+def test_what_is_missing_is_said_in_gpt_neoxs_words(tmp_path: Path) -> None:
+    path = tmp_path / "a.yml"
+    text = "num_layers: 1\nhidden_size: 8\nnum_attention_heads: 1\nmax_position_embeddings: 8\npadded_vocab_size: 9\n"
+    needed = ["data_path: x\n", "train_iters: 5\n", "save: x\n", "train_batch_size: 4\n"]
+    for number, said in enumerate(("data_path", "train_iters", "save", "train_batch_size")):
+        path.write_text(text + "".join(needed[:number] + needed[number + 1 :]))
+        with pytest.raises(ConfigError, match=f"{said} .*is"):
+            load_run([path])
+    path.write_text(text + "".join(needed))
+    validate(load_tree([path]))
