@@ -55,7 +55,14 @@ def test_a_run_with_its_optimizer(here: Path) -> None:
     assert run("reshard run out --tp 2 --pp 2").exit_code == 0
     assert run("reshard out back --layout whole").exit_code == 0
     assert run("diff run back").exit_code == 0
-    assert json.loads(run("inspect back --json").stdout)["mesh"] == {"pp": 1, "tp": 1, "ep": 1, "dp": 1, "zero": 0}
+    assert json.loads(run("inspect back --json").stdout)["mesh"] == {
+        "pp": 1,
+        "tp": 1,
+        "cp": 1,
+        "ep": 1,
+        "dp": 1,
+        "zero": 0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from neoxkit.mesh import Mesh
 from neoxkit.train.objectives.lm import NextToken
 from neoxkit.train.plain import PlainEngine
 from neoxkit.train.resume import past_of, settle
+from neoxkit.train.rules import MOMENTS
 
 ELSEWHERE = os.environ.get("NEOXKIT_ORACLES")
 """A folder of more checkpoints that gpt-neox wrote and resumed, with manifest.json, to be tested too."""
@@ -300,7 +301,7 @@ def test_summed_biases_learn_as_their_parts_did(state: State, oracle: Path, tmp_
     values: dict[str, list[torch.nn.Parameter]] = {}
     moments: dict[torch.nn.Parameter, tuple[torch.Tensor, torch.Tensor]] = {}
     for group in plain.optimizer.groups:
-        for weight, *held in zip(group.weights, group.exp_avg, group.exp_avg_sq, strict=True):
+        for weight, *held in zip(group.weights, *(group.state[moment] for moment in MOMENTS), strict=True):
             name = next(name for name, p in model.named_parameters() if p is weight)
             count = 2 if name in sums else 1
             values[name] = [torch.nn.Parameter(weight.detach() / count) for _ in range(count)]

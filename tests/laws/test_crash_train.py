@@ -2,7 +2,7 @@
 
 Each job trains on tp 2 x dp 2 and saves every step, until it is killed; then it goes on. Every checkpoint that is
 seen is whole, the newest is never older than before, and the weights at the end are those of a run that nobody
-killed. NEOXKIT_KILLS is how many times something is killed (12 unless set).
+killed. NEOXKIT_KILLS is how many times something is killed (6 unless set).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from neoxkit.convert.verify import verify
 from neoxkit.errors import CheckpointError
 from neoxkit.parallel.world import ContactError
 
-KILLS = int(os.environ.get("NEOXKIT_KILLS", "12"))
+KILLS = int(os.environ.get("NEOXKIT_KILLS", "6"))
 STEPS = 10
 OPTIONS = (
     "model.mixer.heads=4",

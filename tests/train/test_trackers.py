@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -126,7 +127,9 @@ def test_weights_and_biases_keeps_what_was_told(
     told = config(tmp_path, wandb={"project": "tiny", "group": "pairs"})
     tell(told, folder)
     assert "warning" not in capsys.readouterr().err
-    found = offline_run(folder)
+    until = time.monotonic() + 60
+    while "project" not in (found := offline_run(folder)) and time.monotonic() < until:
+        time.sleep(0.5)  # a process of its own writes the file, and is not always waited for
     assert (found["project"], found["group"], found["name"]) == ("tiny", "pairs", "small-run")
     assert found["config"]["steps"] == told.steps
     for name, values in TOLD.items():
