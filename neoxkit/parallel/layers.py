@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from neoxkit.errors import ConfigError
 from neoxkit.mesh import holders
 from neoxkit.parallel.collectives import summed
 from neoxkit.parallel.division import UNDIVIDED, Crossing, Division, same
@@ -112,7 +113,8 @@ class Column(nn.Module):
 class Row(nn.Module):
     """y = x W^T + b whose input columns tensor parallelism divides; it writes to the residual stream.
 
-    Input [..., hidden], output [..., width]. The bias belongs to the sum and is not divided.
+    Input [..., hidden], output [..., width]. The bias belongs to the sum and is not divided. Raises
+    ConfigError where there are more ranks than units: what two ranks hold would be added twice.
     """
 
     def __init__(
@@ -120,6 +122,12 @@ class Row(nn.Module):
     ) -> None:
         super().__init__()
         spec = TensorSpec(f"{name}.weight", (width, hidden), (Split(1, Axis.TP, unit),), Role.OUTPUT)
+        if len(holders(spec, division.at, Axis.TP)) > 1:
+            units = hidden // unit
+            raise ConfigError(
+                f"{name}.weight: tp {division.at[Axis.TP][1]} is more ranks than the {units} units to divide",
+                f"choose a tp that divides {units}",
+            )
         self.weight = declare([spec], division)
         added = TensorSpec(f"{name}.bias", (width,), role=Role.BIAS)
         self.bias = declare([added], division, sums=division.stream) if bias else None

@@ -170,7 +170,7 @@ def test_a_trace_of_the_steps_that_are_named_is_written(tmp_path: Path, capsys: 
 
 
 def test_a_run_that_ends_early_leaves_what_it_recorded(tmp_path: Path) -> None:
-    engine = engine_of("profile.first=1", "profile.last=9")
+    engine = engine_of("profile.first=1", "profile.last=5")
     watched(engine, tmp_path, [runs.batch(2, 0)])
     assert [path.name for path in tmp_path.iterdir()] == ["profile-1-1-rank0.json.gz"]
 
