@@ -34,7 +34,7 @@ from neoxkit.train.engine import (
 )
 from neoxkit.train.objectives import Objective
 from neoxkit.train.optim import Learner
-from neoxkit.train.precision import Scaler
+from neoxkit.train.precision import Scaler, loss_factor
 
 
 class PlainEngine:
@@ -94,7 +94,7 @@ class PlainEngine:
         """
         self.gradients.clear()
         total, count = self._sums(batches, backward=True)
-        loss, scale = total / max(count, 1), self._loss_scale()
+        loss, scale = total / max(count, 1), loss_factor(self.scaler, self.config)
         if not math.isfinite(loss) and self.scaler is None:
             raise self._not_finite("the loss", loss)
         gradients = ((parameter, self.gradients[parameter]) for parameter in self.parameters)
@@ -113,22 +113,13 @@ class PlainEngine:
         self.gradients.clear()
         return StepReport(loss, norm, count, None if self.scaler is None else used)
 
-    def _loss_scale(self) -> float:
-        """What gradients are multiplied by.
-
-        They are those of a sum over tokens, which would overflow long before their mean, of which the
-        scale is told: so the tokens of a micro-batch divide it.
-        """
-        return 1.0 if self.scaler is None else self.scaler.scale / (self.config.micro * self.config.sequence)
-
     def _check_skipped(self, loss: float, norm: float) -> None:
         """Raise TrainingError when no later step could be better than the one that is being skipped."""
         assert self.scaler is not None
         error = self._not_finite("the loss", loss) if not math.isfinite(loss) else self._not_finite("the norm", norm)
         if any(not parameter.detach().isfinite().all() for parameter in self.parameters):
             raise error
-        if self.scaler.exhausted:
-            raise TrainingError(f"{self.scaler.skipped} steps in a row were skipped, and {error.cause}", error.remedy)
+        self.scaler.give_up(error)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> tuple[float, int]:
@@ -146,7 +137,7 @@ class PlainEngine:
             if backward:
                 # Gradients are whole in the last micro-batch: they go round while those of earlier layers are made.
                 self._sums_begun = [] if last else None
-                scale = None if self.scaler is None else loss.sum.new_tensor(self._loss_scale())
+                scale = None if self.scaler is None else loss.sum.new_tensor(loss_factor(self.scaler, self.config))
                 loss.sum.backward(scale)  # type: ignore[no-untyped-call]
             total += loss.sum.detach()
             count += loss.count

@@ -10,6 +10,7 @@ from neoxkit.config.parallel import LossScale
 from neoxkit.config.run import RunConfig
 from neoxkit.errors import ConfigError
 from neoxkit.parallel.device import beats_fp32
+from neoxkit.train.engine import TrainingError
 
 ROWS = 2048
 """Rows of the matrix product that is measured, at most."""
@@ -81,3 +82,17 @@ class Scaler:
         """Go on from a `state`. A fixed scale is what the configuration says."""
         self.scale = self.options.initial if self.options.fixed else float(state["scale"])
         self.borne, self.good, self.skipped = (int(state[key]) for key in ("borne", "good", "skipped"))
+
+    def give_up(self, error: TrainingError) -> None:
+        """Raise the error of the step that is being skipped when too many were skipped in a row."""
+        if self.exhausted:
+            raise TrainingError(f"{self.skipped} steps in a row were skipped, and {error.cause}", error.remedy)
+
+
+def loss_factor(scaler: Scaler | None, config: RunConfig) -> float:
+    """What the loss of a micro-batch, a sum over tokens, is multiplied by before its gradients are taken.
+
+    Gradients of a sum would overflow long before those of a mean, of which the scale is told: so the
+    tokens of a micro-batch divide it. 1 without a scaler.
+    """
+    return 1.0 if scaler is None else scaler.scale / (config.micro * config.sequence)

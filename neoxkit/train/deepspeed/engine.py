@@ -39,7 +39,7 @@ from neoxkit.train.deepspeed.settings import deepspeed_config
 from neoxkit.train.deepspeed.state import Bf16, Divided, Fragment, Layout, Plain, Scattered, fill
 from neoxkit.train.engine import DTYPES, MASTER, Held, StepReport, TrainingError, check_shape, lookahead, master_name
 from neoxkit.train.objectives import Objective
-from neoxkit.train.precision import Scaler
+from neoxkit.train.precision import Scaler, loss_factor
 
 
 class Task(nn.Module):
@@ -149,7 +149,7 @@ class DeepSpeedEngine:
         """What a step saw; DeepSpeed's next step is then the right one. Raises TrainingError, and the step is lost."""
         own = list(self.own)
         norm = self._norm(own, self.layout.gradients(own))
-        counted = max(count, 1) * self._loss_scale() / self.means
+        counted = max(count, 1) * loss_factor(self.scaler, self.config) / self.means
         loss, length = total / max(count, 1), norm.item() / counted
         used = None if self.scaler is None else self.scaler.scale
         if not (math.isfinite(loss) and math.isfinite(length)):
@@ -161,10 +161,6 @@ class DeepSpeedEngine:
         self.layout.prepare(counted / shrink, norm)
         return StepReport(loss, length, count, used)
 
-    def _loss_scale(self) -> float:
-        """What gradients are multiplied by, beside the number of tokens: as in the plain engine."""
-        return 1.0 if self.scaler is None else self.scaler.scale / (self.config.micro * self.config.sequence)
-
     def _lose(self, report: StepReport) -> StepReport:
         """Forget the gradients of a step. Raises TrainingError, unless it is one that fp16 may skip."""
         lost = ("the loss", report.loss) if not math.isfinite(report.loss) else ("the gradient's norm", report.norm)
@@ -173,8 +169,7 @@ class DeepSpeedEngine:
         if self.scaler is None or weights:
             raise error
         self.scaler.judge(False)
-        if self.scaler.exhausted:
-            raise TrainingError(f"{self.scaler.skipped} steps in a row were skipped, and {error.cause}", error.remedy)
+        self.scaler.give_up(error)
         return report
 
     @torch.no_grad()
@@ -197,7 +192,7 @@ class DeepSpeedEngine:
             if backward:
                 self.runtime.set_gradient_accumulation_boundary(last)
                 # Not the module's own output: DeepSpeed divides what returns to that by the number of micro-batches.
-                self.runtime.backward(loss * self._loss_scale(), scale_wrt_gas=False)
+                self.runtime.backward(loss * loss_factor(self.scaler, self.config), scale_wrt_gas=False)
                 if not last:
                     self.runtime.step()  # between micro-batches it only counts them
             total += loss.detach()
