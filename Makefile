@@ -40,8 +40,9 @@ docs: environment
 docs-fresh: environment
 	$(PYTHON) docs/generate.py --check
 
+# A file's tests stay with one worker: what they share, such as ranks that were started once, is then made once.
 pytest: environment
-	$(ONE_THREAD) $(PYTHON) -m pytest -n $(WORKERS) $(ARGS)
+	$(ONE_THREAD) $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 dist: environment
 	$(PYTHON) -m build --no-isolation

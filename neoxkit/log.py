@@ -56,6 +56,27 @@ def warn(message: str) -> None:
     note(f"warning: {message}")
 
 
+def counted(number: int, noun: str) -> str:
+    """A count with its noun: "1 step", "1,200 steps", "2 batches"."""
+    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
+SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
+"""Units of bytes, the largest first."""
+
+
+def unit_of(size: float) -> tuple[float, str]:
+    """The largest unit of which there is at least one in so many bytes, and its name: (1e6, "MB")."""
+    return next((unit for unit in SIZES if size >= unit[0]), SIZES[-1])
+
+
+def sized(size: float) -> str:
+    """So many bytes, in the unit that fits: "1.6 GB"."""
+    unit, name = unit_of(size)
+    return f"{size / unit:,.{1 if unit > 1 else 0}f} {name}"
+
+
 @contextmanager
 def progress(what: str, total: int, unit: str = "bytes") -> Iterator[Progress]:
     """A live bar on stderr, of bytes or of a count of `unit`.

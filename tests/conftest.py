@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from tiny import TINY, Tiny, save
 
@@ -19,6 +20,15 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(scope="session", params=TINY, ids=str)
 def tiny(request: pytest.FixtureRequest) -> Tiny:
     """Each tiny model in turn."""
@@ -29,6 +39,7 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
 @pytest.fixture(scope="session")
 def tiny_folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where transformers has saved it, in several files. Not to be changed."""
-    folder = tmp_path_factory.mktemp("tiny") / str(tiny)
-    save(tiny.model(), folder, shards=True)
+    folder = tmp_path_factory.getbasetemp() / "tiny" / str(tiny)
+    if not folder.exists():  # pytest makes such a fixture anew for each file of tests
+        save(tiny.model(), folder, shards=True)
     return folder

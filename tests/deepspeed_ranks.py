@@ -1,27 +1,21 @@
 """Engines over processes: a chain of meshes and ZeRO stages, each of which goes on where the one before it saved.
 
 One process goes the whole way with the plain engine. A rank compares what it has with that, with DeepSpeed's own
-gathers, and with what the other ranks have, and names what differs. It is started by `run`.
+gathers, and with what the other ranks have, and names what differs.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import multiprocessing as standard_multiprocessing
-import os
-import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import jobs
 import tiny_runs as runs
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from divided import Finding, part
 from torch import Tensor
 
@@ -41,9 +35,6 @@ from neoxkit.train.plain import PlainEngine
 
 ROWS, LENGTH = 8, 8
 """Samples of a step, tokens of each."""
-
-HANG = 60.0
-"""Seconds after which a rank gives up waiting for another."""
 
 CLOSE = {"fp32": 2e-5, "bf16": 6e-2, "fp16": 1e-2}
 """How near numbers must be, to the largest of their tensor."""
@@ -307,50 +298,18 @@ def check_link(chain: Chain, number: int, folder: Path) -> Iterator[str]:
             yield from check_scaled(chain, link, engine, saved)
 
 
-def rank_main(rank: int, world: int, folder: str) -> None:
-    """One rank: go through every chain and write down what is found. It leaves without the interpreter's teardown."""
-    torch.set_num_threads(1)
-    found: list[Finding] = []
-    try:
-        store = f"file://{folder}/store-{world}"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=HANG))
-        for chain in torch.load(Path(folder, "chains.pt"), weights_only=False):
-            for number, link in enumerate(chain.links):
-                found += [Finding(chain.name, link.name, what) for what in check_link(chain, number, Path(folder))]
-        dist.barrier()
-    except BaseException:
-        found.append(Finding("", "ended", traceback.format_exc()))
-        raise
-    finally:
-        Path(folder, f"found-{world}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
-        os._exit(1 if found and found[-1].topic == "ended" else 0)
+def check(folder: Path) -> list[Finding]:
+    """One rank: go through every chain; what is found."""
+    chains: list[Chain] = torch.load(folder / "chains.pt", weights_only=False)
+    return [
+        Finding(chain.name, link.name, f"rank {dist.get_rank()}: {what}")
+        for chain in chains
+        for number, link in enumerate(chain.links)
+        for what in check_link(chain, number, folder)
+    ]
 
 
-def run(world: int, chains: Sequence[Chain], folder: Path, seconds: float = 280.0) -> list[Finding]:
-    """Start the ranks, wait, and give what they found; a rank that hung or died is a finding too."""
+def run(world: int, chains: Sequence[Chain], folder: Path, seconds: float = 560.0) -> list[Finding]:
+    """What so many ranks find in chains."""
     torch.save(list(chains), folder / "chains.pt")
-    standard_multiprocessing.set_forkserver_preload(["deepspeed_loaded"])
-    deadline = time.monotonic() + seconds
-    context = multiprocessing.start_processes(
-        rank_main, (world, str(folder)), nprocs=world, join=False, start_method="forkserver"
-    )
-    found: list[Finding] = []
-    try:
-        while not context.join(timeout=1.0):
-            if time.monotonic() > deadline:
-                found.append(Finding("", "ended", f"not done after {seconds:.0f} s"))
-                break
-    except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
-        found.append(Finding("", "ended", str(error)))
-    finally:
-        for process in context.processes:
-            process.kill()
-            process.join()
-    for rank in range(world):
-        said = folder / f"found-{world}-{rank}.json"
-        if said.exists():
-            texts = json.loads(said.read_text(encoding="utf-8"))
-            found += [Finding(case, topic, f"rank {rank}: {what}") for case, topic, what in texts]
-        else:
-            found.append(Finding("", "ended", f"rank {rank} said nothing"))
-    return found
+    return [finding for (found,) in jobs.run(world, check, [(folder,)], folder, seconds) for finding in found]

@@ -1,24 +1,20 @@
 """Models divided over processes: the cases, what one process computes of them, and what each rank finds.
 
-A rank compares what it has with what one process had, and names what differs. It is started by `run`.
+A rank compares what it has with what one process had, and names what differs.
 """
 
 from __future__ import annotations
 
-import json
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import jobs
 import tiny_runs as runs
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,9 +44,6 @@ RELATIVE, ABSOLUTE = 5e-6, 2e-7
 
 SLICE_ELEMENTS = 150
 """Small enough that the loss takes several slices."""
-
-HANG = 30.0
-"""Seconds after which a rank gives up waiting for another."""
 
 INIT, SEED = Init(std=0.1), 5
 
@@ -417,56 +410,30 @@ def context_findings(case: Case, groups: Groups, mesh: str) -> Iterator[Finding]
         yield from (Finding(case.name, mesh, what) for what in check_half(case, groups, False))
 
 
-def rank_main(rank: int, world: int, folder: str) -> None:
-    """One rank: run every check and write down what it finds."""
-    torch.set_num_threads(1)
+def check(folder: Path) -> list[Finding]:
+    """One rank: run every check; what it finds."""
+    world = dist.get_world_size()
+    cases: list[Case] = torch.load(folder / "cases.pt", weights_only=False)
+    groups = form(Mesh(tp=world), units=range(1, world))
+    needed = {case.config.mixer.kv_heads for case in cases if case.config.mixer.kv_heads < world}
+    made = form_groups(next(case.config for case in cases if case.config.mixer.kv_heads == 1), Mesh(tp=world))
     found: list[Finding] = []
-    try:
-        store = f"file://{folder}/store-{world}"
-        limit = timedelta(seconds=HANG)
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=limit)
-        cases: list[Case] = torch.load(Path(folder, "cases.pt"), weights_only=False)
-        groups = form(Mesh(tp=world), units=range(1, world))
-        needed = {case.config.mixer.kv_heads for case in cases if case.config.mixer.kv_heads < world}
-        made = form_groups(next(case.config for case in cases if case.config.mixer.kv_heads == 1), Mesh(tp=world))
-        if set(made.sharing) != {1} or not needed <= set(groups.sharing):
-            found.append(Finding("", "groups", f"groups for {set(made.sharing)} units, and not for 1"))
-        found.extend(Finding("", "groups", what) for what in check_groups(world))
-        found.extend(Finding("", "groups", what) for case in cases[:3] for what in check_tokens(case, groups))
-        found.extend(everything(cases, groups, Path(folder)))
-        for name, mesh in CONTEXT[world].items():
-            groups, some = form(mesh, units=range(1, mesh.tp)), chosen([case.name for case in cases], world)
-            with patch.object(loss, "SLICE_ELEMENTS", SLICE_ELEMENTS):
-                found.extend(f for case in cases if case.name in some for f in context_findings(case, groups, name))
-        dist.destroy_process_group()
-    except BaseException:
-        found.append(Finding("", "ended", traceback.format_exc()))
-        raise
-    finally:
-        Path(folder, f"found-{world}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
-
-
-def run(world: int, folder: Path, seconds: float = 300.0) -> list[Finding]:
-    """Start the ranks, wait, and give what they found; a rank that hung or died is a finding too."""
-    deadline = time.monotonic() + seconds
-    context = multiprocessing.start_processes(
-        rank_main, (world, str(folder)), nprocs=world, join=False, start_method="spawn"
-    )
-    found: list[Finding] = []
-    try:
-        while not context.join(timeout=1.0):
-            if time.monotonic() > deadline:
-                found.append(Finding("", "ended", f"not done after {seconds:.0f} s"))
-                break
-    except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
-        found.append(Finding("", "ended", str(error)))
-    finally:
-        for process in context.processes:
-            process.kill()
-            process.join()
-    for rank in range(world):
-        said = folder / f"found-{world}-{rank}.json"
-        if said.exists():
-            texts = json.loads(said.read_text(encoding="utf-8"))
-            found += [Finding(case, topic, f"rank {rank}: {what}") for case, topic, what in texts]
+    if set(made.sharing) != {1} or not needed <= set(groups.sharing):
+        found.append(Finding("", "groups", f"groups for {set(made.sharing)} units, and not for 1"))
+    found.extend(Finding("", "groups", what) for what in check_groups(world))
+    found.extend(Finding("", "groups", what) for case in cases[:3] for what in check_tokens(case, groups))
+    found.extend(everything(cases, groups, folder))
+    for name, mesh in CONTEXT[world].items():
+        groups, some = form(mesh, units=range(1, mesh.tp)), chosen([case.name for case in cases], world)
+        with patch.object(loss, "SLICE_ELEMENTS", SLICE_ELEMENTS):
+            found.extend(f for case in cases if case.name in some for f in context_findings(case, groups, name))
     return found
+
+
+def run(world: int, folder: Path) -> list[Finding]:
+    """What so many ranks find."""
+    return [
+        finding._replace(what=f"rank {rank}: {finding.what}")
+        for rank, (found,) in enumerate(jobs.run(world, check, [(folder,)], folder))
+        for finding in found
+    ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -170,7 +171,20 @@ def explain(error: Exception) -> str | None:
         return f"{error.strerror[:1].lower()}{error.strerror[1:]}{where}" + (f"; {remedy}" if remedy else "")
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").split(".")[0])):
         return f"{error.name} is not installed; pip install 'neoxkit[{extra}]'"
-    return None
+    return _out_of_memory(error)
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """A line about memory that was asked for and is not there, on a GPU or a CPU; None for another error."""
+    text = " ".join(str(error).split())
+    asked = re.search(r"tried to allocate ([0-9.]+ \w+)", text, re.IGNORECASE)
+    # (Torch's own by name, since torch is not loaded by every command.)
+    known = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    if not known and not (isinstance(error, RuntimeError) and "can't allocate memory" in text):
+        return None
+    where = "the GPU's" if "CUDA" in text else "the computer's"
+    wanted = f"{asked[1]} more were asked for" if asked else "more was asked for than there is"
+    return f"{where} memory is full: {wanted}; lower batch.micro, or see `neoxkit plan` for what a run needs"
 
 
 def _forget_output() -> None:

@@ -93,23 +93,21 @@ def explain(key: str) -> None:
 
     Of an option of gpt-neox, what becomes of it here.
     """
+    from neoxkit.config import reference
     from neoxkit.config.neox import table
-    from neoxkit.config.reference import options
 
-    found = [o for o in options() if o.key == key or o.key.startswith(key + ".")]
-    theirs = table.find(key)
+    found, theirs = list(reference.explain(key)), table.find(key)
     if not found and theirs is None:
-        known = [o.key for o in options()]
+        known = [each.key for each in reference.sections()] + [each.key for each in reference.options()]
         leaves = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
         close = leaves or difflib.get_close_matches(key, known, n=1)
         meant = close[0] if close else table.similar(key)
         raise ConfigError(f"there is no option {key}", f"did you mean {meant}?" if meant else "")
-    for option in found:
-        click.echo(option.key + (f"  (with {option.where})" if option.where else ""))
-        click.echo(f"    {option.description}")
-        click.echo(f"    {option.kind}; default: {option.default or 'none, it must be given'}")
+    for line in found:
+        click.echo(line)
     if theirs is not None:
-        click.echo(f"{theirs.name}  (of gpt-neox)")
-        click.echo(f"    {theirs.becomes}: {table.explain(theirs).replace('`', '')}")
+        renamed = "" if theirs.name == key.replace("-", "_") else f"{key} is today "
+        click.echo("\n" * bool(found) + f"{renamed}{theirs.name}, of gpt-neox")
+        click.echo(f"    {table.verb(theirs)} {table.explain(theirs)}".replace("`", ""))
         if theirs.spelled:
-            click.echo(f"    {theirs.spelled}; default: {table.spelled(theirs.default)}")
+            click.echo(f"    {theirs.spelled}; default there: {table.spelled(theirs.default)}")

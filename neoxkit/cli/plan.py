@@ -11,7 +11,7 @@ from neoxkit.cli.config import FILES, SET
 @click.command()
 @FILES
 @SET
-@click.option("--devices", type=click.IntRange(min=1), metavar="N",
+@click.option("--devices", "--gpus", "devices", type=click.IntRange(min=1), metavar="N",
               help="Devices of the run. As many as its mesh states when left out.")  # fmt: skip
 @click.option("--device", metavar="NAME", help='What they are, as torch names them: "H100", "A100-PCIE-40GB".')
 @click.option("--memory", type=options.Finite(min=0, min_open=True), metavar="GB",

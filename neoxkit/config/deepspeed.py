@@ -5,7 +5,7 @@ DeepSpeed itself takes a misspelled key without a word, so nothing is passed on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -41,6 +41,17 @@ ZERO_DECIDED: Mapping[str, str] = {
     "cpu_offload": "zero.offload",
     "cpu_offload_param": "zero.offload",
 }
+
+STAGES: Mapping[str, tuple[int, ...]] = {
+    "allgather_bucket_size": (1, 2),
+    "round_robin_gradients": (1, 2),
+    "sub_group_size": (3,),
+    "stage3_prefetch_bucket_size": (3,),
+    "stage3_param_persistence_threshold": (3,),
+    "stage3_max_live_parameters": (3,),
+    "stage3_max_reuse_distance": (3,),
+}
+"""The ZeRO stages that read an option of `zero_optimization`; all but 0, where it is not named."""
 
 REMOVED: Mapping[str, str] = {
     "amp": "DeepSpeed 0.19 has removed it; set precision",
@@ -103,7 +114,7 @@ class ZeroTuning(Node):
 class CommsLogger(Node):
     """A log of what is sent."""
 
-    enabled: bool = Field(False, description="Write it to stderr.")
+    enabled: bool = Field(description="Write it to stderr.")
     verbose: bool = Field(False, description="A line for each message.")
     prof_all: bool = Field(True, description="All kinds of messages.")
     debug: bool = Field(False, description="Name the caller too.")
@@ -112,8 +123,8 @@ class CommsLogger(Node):
 class FlopsProfiler(Node):
     """DeepSpeed's count of floating-point operations and time, module by module."""
 
-    enabled: bool = Field(False, description="Profile one step.")
-    profile_step: int = Field(1, ge=0, description="Which.")
+    enabled: bool = Field(description="Profile one step.")
+    profile_step: int = Field(1, ge=0, description="Which: the one after so many.")
     module_depth: int = Field(-1, description="Modules to tell, in depth; -1: all.")
     top_modules: int = Field(1, gt=0, description="Modules to tell at each depth.")
     detailed: bool = Field(True, description="Tell every module.")
@@ -140,3 +151,35 @@ class DeepSpeedOptions(Node):
     @classmethod
     def _ours(cls, given: object) -> object:
         return _refuse(given, DECIDED)
+
+    def problems(self, stage: int, pp: int, steps: int) -> Iterator[tuple[str, str, str]]:
+        """What has no effect, or cannot be, with such a ZeRO stage and pipeline: the key, what is wrong, the remedy."""
+        for key, value in self.zero_optimization.model_dump(exclude_none=True).items():
+            if value is not None and not reads(key, stage):
+                first, *others = STAGES.get(key, (1, 2, 3))
+                stages = f"stages {first} to {others[-1]}" if others else f"stage {first}"
+                told = f" is of ZeRO's {stages}, and zero.stage is {stage}"
+                yield f"zero_optimization.{key}", told, f"leave it out, or set zero.stage: {first}"
+        if pp > 1 and self.zero_optimization.overlap_comm:
+            cause = ": a pipeline's gradients are sent when all are computed"
+            yield "zero_optimization.overlap_comm", cause, "leave it out"
+        factor = self.gradient_predivide_factor not in (None, 1.0)
+        if factor and self.prescale_gradients:
+            yield "gradient_predivide_factor", " says nothing beside prescale_gradients", "keep one of them"
+        if stage > 1 and self.zero_optimization.reduce_scatter is not False and (factor or self.prescale_gradients):
+            key = "gradient_predivide_factor" if factor else "prescale_gradients"
+            cause = f": ZeRO stage {stage} knows none while it sends each rank its part"
+            yield key, cause, "leave it out, or set deepspeed.zero_optimization.reduce_scatter: false"
+        profiler = self.flops_profiler
+        if profiler is None or not profiler.enabled:
+            return
+        if pp > 1:
+            yield "flops_profiler", " never ends in a pipeline", "leave it out"
+        if profiler.profile_step >= steps:
+            cause = f" {profiler.profile_step} never comes in a run of {steps} steps"
+            yield "flops_profiler.profile_step", cause, f"choose one below {steps}"
+
+
+def reads(key: str, stage: int) -> bool:
+    """Whether a ZeRO stage reads an option of `zero_optimization`."""
+    return stage in STAGES.get(key, (1, 2, 3))

@@ -26,4 +26,6 @@ class Faults(Node):
     def _spikes_rewind(self) -> Faults:
         if self.spike is not None and not self.rewinds:
             raise ValueError("spike says when to go back, and rewinds is 0; allow some")
+        if self.spike is None and self.window != type(self).model_fields["window"].default:
+            raise ValueError("window is of the mean that spike is measured from, which is not given; give both")
         return self

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from neoxkit.config.neox.files import Mix, is_neox
 from neoxkit.config.neox.translate import translate
 from neoxkit.config.neox.write import lost, to_neox
-from neoxkit.config.reference import children, options
+from neoxkit.config.reference import children, options, sections
 from neoxkit.config.run import RunConfig
 from neoxkit.config.tree import Key, Tree, override, read
 from neoxkit.errors import ConfigError
@@ -61,6 +61,7 @@ def load_tree(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Tre
         tree.merge(translate(part) if isinstance(part, Mix) else part)
     for given in ours:
         tree.merge(given)
+    tree.drop_pointless()
     return tree
 
 
@@ -105,6 +106,10 @@ def dump(config: RunConfig) -> str:
     resolved = config.model_dump(mode="json")
     if config.mesh.dp is None and config.batch.micro and config.batch.accumulation:
         del resolved["batch"]["size"]  # it follows from the devices, and would fix their number
+    if config.precision == "auto" and "stage" not in config.zero.model_fields_set:
+        del resolved["zero"]["stage"]  # it follows from the precision, and would be stated
+    if config.schedule.warmup_steps is not None:
+        del resolved["schedule"]["warmup"]  # which is in its place
     return yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
 
 
@@ -152,7 +157,21 @@ def _said(tree: Tree, error: Any, key: Key) -> tuple[str, str]:
             return said
         if key[-1].isdigit():
             return f"{'.'.join(key[:-1])} is too short", "give all its values"
+        if (old := tree.replaced.get(key[:-1])) is not None:
+            parent = ".".join(key[:-1])
+            now, (kind, where) = tree.at((*key[:-1], "kind")), old
+            cause = (
+                f"{dotted} is missing: {parent} of kind {now} takes the place of the {kind} at {where}, with all of it"
+            )
+            return cause, f"give {dotted} too; `neoxkit config explain {parent}` lists what each kind has"
+        if any(option.key == dotted and option.default == "derived" for option in options()):
+            return f"{dotted} is missing", f"give it, or what it follows from: see `neoxkit config explain {dotted}`"
         return f"{dotted} is missing", f"it has no default; see `neoxkit config explain {dotted}`"
+    if kind in ("too_long", "too_short"):
+        count = error["ctx"].get("max_length") or error["ctx"]["min_length"]
+        return f"{dotted} is {_shown(given)}", f"it must have {count} values"
+    if kind in _EXPECTED and _EXPECTED[kind] == "a mapping":
+        return f"{dotted} is {_shown(given)}", f"it must be a mapping: see `neoxkit config explain {dotted}`"
     if kind in _EXPECTED:
         return f"{dotted} is {_shown(given)}", f"it must be {_EXPECTED[kind]}"
     if kind == "union_tag_invalid":
@@ -179,11 +198,13 @@ def _suggest(key: Key) -> str:
     siblings = children(parent)
     if kinds := [option.where for option in options() if option.key == ".".join(key)]:
         return f"it belongs to {parent} with {' or '.join(kinds)}"
+    known = [section.key for section in sections()] + [option.key for option in options()]
+    if elsewhere := [k for k in known if k.split(".")[-1] == name]:
+        nearest = min(k.count(".") for k in elsewhere)
+        meant = dict.fromkeys(k for k in elsewhere if k.count(".") == nearest)
+        return f"did you mean {' or '.join(list(meant)[:3])}?"
     if close := difflib.get_close_matches(name, siblings, n=1, cutoff=0.6):
         return f"did you mean {'.'.join((*key[:-1], close[0]))}?"
-    known = [option.key for option in options()]
-    if elsewhere := [k for k in known if k.split(".")[-1] == name]:
-        return f"did you mean {elsewhere[0]}?"
     if close := difflib.get_close_matches(".".join(key), known, n=1, cutoff=0.7):
         return f"did you mean {close[0]}?"
     return f"{parent or 'the top level'} has {', '.join(siblings)}" if siblings else "remove it"

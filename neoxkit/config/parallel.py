@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from neoxkit.config.model import Node
 
@@ -50,6 +50,9 @@ class MeshSizes(Node):
         if self.cp > 1 and noise:
             cause = f"logging.noise_scale with mesh.cp {self.cp}: a rank has the gradient of no whole sample"
             yield "logging.noise_scale", cause, "set it to null"
+        if self.sequence_parallel and self.tp == 1:
+            cause = "mesh.sequence_parallel divides tokens over tp, and mesh.tp is 1"
+            yield "mesh.sequence_parallel", cause, "leave it out, or raise mesh.tp"
         if sequence % self.tokens:
             key = "mesh.sequence_parallel" if sequence % self.cp == 0 else "mesh.cp"
             over = both if self.sequence_parallel and self.cp > 1 else f"{'cp' if self.cp > 1 else 'tp'} {self.tokens}"
@@ -61,7 +64,9 @@ class Zero(Node):
     """What ranks along dp and cp divide among themselves (ZeRO, arXiv 1910.02054). Stages above 0 need DeepSpeed."""
 
     stage: Literal[0, 1, 2, 3] = Field(
-        0, description="0: nothing; 1: optimizer state; 2: gradients too; 3: weights too."
+        0,
+        description="0: nothing; 1: optimizer state; 2: gradients too; 3: weights too. What is not stated is 1 where "
+        "DeepSpeed's engine computes in bf16 or fp16.",
     )
     offload: Literal["none", "optimizer", "all"] = Field(
         "none",
@@ -77,6 +82,12 @@ class Recompute(Node):
     )
     every: int = Field(1, gt=0, description="Of so many layers, one is recomputed.")
 
+    @model_validator(mode="after")
+    def _every_of_some(self) -> Recompute:
+        if self.every > 1 and self.layers == "none":
+            raise ValueError("every is of the layers that are recomputed, and layers is none; set layers: full")
+        return self
+
 
 class LossScale(Node):
     """The factor by which the loss is multiplied in fp16, so that small gradients do not vanish."""
@@ -89,3 +100,12 @@ class LossScale(Node):
     most_skipped: int = Field(
         50, gt=0, description="A step whose gradient overflows is skipped; so many in a row end the run."
     )
+
+    @model_validator(mode="after")
+    def _moves_or_not(self) -> LossScale:
+        for name in ("window", "hysteresis", "lowest"):
+            if self.fixed and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} says how the scale moves, and fixed keeps it; leave one of them out")
+        if self.lowest > self.initial:
+            raise ValueError(f"lowest {self.lowest:g} is above initial {self.initial:g}; lower it")
+        return self

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -64,6 +64,39 @@ def children(key: str) -> list[str]:
     prefix = key + "." if key else ""
     keys = [o.key for o in options()] + [s.key for s in sections() if s.key]
     return sorted({k.split(".")[depth] for k in keys if k.startswith(prefix)})
+
+
+def explain(key: str) -> Iterator[str]:
+    """What an option is, or what a section is and has below it, in lines for a person; none where there is no such."""
+    everything = list(sections())
+    below = [section for section in everything if section.options and f"{section.key}.".startswith(f"{key}.")]
+    for number, section in enumerate(below):
+        where = section.options[0].where
+        yield from [""] if number else []
+        yield section.key + (f", with {where}" if where else "")
+        yield f"    {section.description}"
+        for option in section.options:
+            if option.key != f"{section.key}.kind":
+                yield from _lines(option, [])
+    found = [(option, section) for section in everything for option in section.options if option.key == key]
+    if key.endswith(".kind") and found:
+        yield key
+        yield from (f"    {option.kind.replace('`', '')}: {section.description}" for option, section in found)
+        return
+    alike: dict[Option, list[str]] = {}
+    for option, _ in found:
+        alike.setdefault(replace(option, where=""), []).append(option.where.removeprefix("kind: "))
+    for option, kinds in alike.items():
+        yield from _lines(option, kinds if len(alike) > 1 else [])
+
+
+def _lines(option: Option, kinds: Sequence[str]) -> Iterator[str]:
+    """An option; `kinds` are the kinds of node that have it so."""
+    yield option.key + (f", with kind: {' or '.join(kinds)}" if kinds else "")
+    yield f"    {option.description}"
+    yield f"    {option.kind.replace('`', '')}; " + (
+        f"default: {option.default}" if option.default else "must be given"
+    )
 
 
 def markdown() -> str:

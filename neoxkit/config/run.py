@@ -11,8 +11,10 @@ from typing import Literal, NamedTuple, TypeGuard
 
 from pydantic import Field, model_validator
 
+from neoxkit.config.data import Batch, Data, Evaluation
 from neoxkit.config.deepspeed import DeepSpeedOptions
 from neoxkit.config.faults import Faults
+from neoxkit.config.kernels import Kernels
 from neoxkit.config.model import ModelConfig, Node
 from neoxkit.config.optimizer import WHOLE, Init, Mup, Optimizer, Schedule
 from neoxkit.config.parallel import LossScale, MeshSizes, Recompute, Zero
@@ -21,6 +23,9 @@ from neoxkit.config.watching import Logging, Profile
 from neoxkit.errors import ConfigError
 from neoxkit.mesh import Mesh
 
+HALF = ("bf16", "fp16")
+"""Precisions that keep fp32 masters."""
+
 
 class Problem(NamedTuple):
     """Two options that contradict each other: the one to change, what is wrong, what to do."""
@@ -28,73 +33,6 @@ class Problem(NamedTuple):
     key: str
     cause: str
     remedy: str
-
-
-class Curriculum(Node):
-    """Samples that are short at first (arXiv 2108.06084): cut short, and what is cut off is not learned from."""
-
-    start: int = Field(gt=0, description="Tokens that a sample predicts in the first steps.")
-    steps: int = Field(gt=0, description="Steps until samples are as long as data.sequence says.")
-    multiple: int = Field(8, gt=0, description="Lengths are multiples of this.")
-    root: int = Field(1, gt=0, description="They grow with this root of the steps: 1 linearly, 2 fast at first.")
-
-    @model_validator(mode="after")
-    def _starts_with_a_multiple(self) -> Curriculum:
-        if self.start % self.multiple:
-            raise ValueError(f"start {self.start} is no multiple of {self.multiple}")
-        return self
-
-
-class Data(Node):
-    """The tokens that the model learns from, and those that it is judged by."""
-
-    train: str = Field(description="Prefix of the training tokens: PREFIX.bin and PREFIX.idx.")
-    valid: str | None = Field(None, description="Prefix of the held-out tokens; null: no evaluation.")
-    split: str | None = Field(
-        None, description='Shares of the documents of data.train, as "969,30,1": training, held-out, neither.'
-    )
-    tokenizer: str | None = Field(None, description="Folder of the tokenizer; it is copied into every checkpoint.")
-    sequence: int | None = Field(None, gt=0, description="Tokens that a sample predicts; model.context when left out.")
-
-    curriculum: Curriculum | None = Field(None, description="How the length of samples grows; null: it does not.")
-
-    @model_validator(mode="after")
-    def _held_out_once(self) -> Data:
-        if self.valid is not None and self.split is not None:
-            raise ValueError("valid and split are both given; keep one")
-        return self
-
-
-class BatchWarmup(Node):
-    """Steps of fewer samples at first; as Megatron's rampup. Micro-batches stay as they are, and there are fewer."""
-
-    start: int = Field(gt=0, description="Samples of the first steps.")
-    increment: int = Field(gt=0, description="Samples by which a step grows.")
-    samples: int = Field(gt=0, description="Samples until a step has batch.size of them.")
-
-
-class Batch(Node):
-    """How many samples a step learns from, and how many pass through the model at once."""
-
-    size: int = Field(
-        gt=0, description="Samples of one optimiser step. micro x accumulation x mesh.dp when left out, both given."
-    )
-    micro: int | None = Field(
-        None, gt=0, description="Samples of one forward and backward pass; divides size. size when left out."
-    )
-    accumulation: int | None = Field(
-        None, gt=0, description="Passes of a data-parallel rank in one step. What micro leaves of size when left out."
-    )
-    warmup: BatchWarmup | None = Field(None, description="How steps grow at first; null: they do not.")
-
-
-class Evaluation(Node):
-    """The loss on held-out data while training goes on."""
-
-    every: int | None = Field(None, gt=0, description="Steps between evaluations; null: only after the last step.")
-    batches: int | None = Field(
-        None, gt=0, description="An evaluation takes so many times batch.size samples; null: all held-out data."
-    )
 
 
 class RunConfig(Node):
@@ -131,6 +69,7 @@ class RunConfig(Node):
     mesh: MeshSizes = MeshSizes()
     zero: Zero = Zero()
     recompute: Recompute = Recompute()
+    kernels: Kernels = Kernels()
     loss_scale: LossScale = LossScale()
     deepspeed: DeepSpeedOptions = DeepSpeedOptions()
     init: Init = Init()
@@ -156,6 +95,27 @@ class RunConfig(Node):
         elif mesh.get("dp") is None and _whole(size) and size % (micro * passes) == 0:
             mesh = {**mesh, "dp": size // (micro * passes)}
         return {**given, "batch": batch, "mesh": mesh}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _divide_half(cls, given: object) -> object:
+        """ZeRO 1 where DeepSpeed is to compute in half precision and no stage is stated: it has no less."""
+        if not isinstance(given, dict) or given.get("precision") not in HALF:
+            return given
+        mesh, zero = given.get("mesh", {}), given.get("zero", {})
+        if not isinstance(mesh, dict) or not isinstance(zero, dict) or "stage" in zero:
+            return given
+        stages = mesh.get("pp", 1)
+        if given.get("engine") == "deepspeed" or (_whole(stages) and stages > 1):
+            return {**given, "zero": {**zero, "stage": 1}}
+        return given
+
+    def computing_in(self, precision: str) -> RunConfig:
+        """The run in a precision that was chosen for it, with the ZeRO stage that follows when none is stated."""
+        update: dict[str, object] = {"precision": precision}
+        if precision in HALF and self.runs_on_deepspeed and "stage" not in self.zero.model_fields_set:
+            update["zero"] = self.zero.model_copy(update={"stage": 1})
+        return self.model_copy(update=update)
 
     @property
     def sequence(self) -> int:
@@ -247,10 +207,15 @@ class RunConfig(Node):
         if self.profile and self.profile.last > self.steps:
             cause = f"profile.last {self.profile.last} is after the last step, {self.steps}"
             yield Problem("profile.last", cause, "lower profile.first and profile.last, or leave profile out")
-        if self.evaluation.every and self.data.valid is None and self.data.split is None:
-            yield Problem(
-                "evaluation.every", "evaluation.every is given without data.valid or data.split", "name held-out tokens"
-            )
+        if self.data.valid is None and self.data.split is None:
+            for name in ("every", "batches"):
+                if getattr(self.evaluation, name):
+                    key = f"evaluation.{name}"
+                    yield Problem(key, f"{key} is given without data.valid or data.split", "name held-out tokens")
+        if self.precision != "fp16" and self.loss_scale != LossScale():
+            never = "which auto never chooses" if self.precision == "auto" else f"and precision is {self.precision}"
+            cause = f"loss_scale is of precision fp16, {never}"
+            yield Problem("loss_scale", cause, "leave it out, or set precision: fp16")
 
     def _schedule_problems(self) -> Iterator[Problem]:
         decay = self.schedule.decay_steps or self.steps
@@ -271,12 +236,15 @@ class RunConfig(Node):
         if self.mup is None:
             return
         if self.model.tied:
-            yield Problem("mup", "mup: a tied head cannot learn at another rate than the embedding", "untie the model")
+            yield Problem(
+                "mup", "mup: a tied head cannot learn at another rate than the embedding", "set model.tied: false"
+            )
         if self.optimizer.kind not in ("adamw", "adamw8bit", "lion"):
             yield Problem("mup", f"mup with optimizer.kind {self.optimizer.kind}: its rates are Adam's", "use adamw")
         for name in ("weights", "output"):
             if "xavier" in (drawn := getattr(self.init, name)) or "orthogonal" in drawn:
-                yield Problem(f"init.{name}", f"init.{name} {drawn} knows no base width, as mup asks", "use normal")
+                cause = f"init.{name} {drawn} knows no base width, as mup asks"
+                yield Problem(f"init.{name}", cause, f"set init.{name}: normal")
         smaller = self.mup.base_head_dim not in (None, self.model.mixer.head_dim)
         if smaller and self.model.mixer.qk_norm:
             yield Problem("mup.base_head_dim", "mup.base_head_dim: a norm of queries undoes their scale", "remove it")
@@ -289,8 +257,9 @@ class RunConfig(Node):
         if warmup := self.batch.warmup:
             at_once, size = self.micro * self.dp, self.batch.size
             if warmup.start > size or (size - warmup.start) % warmup.increment:
-                grows = f"from {warmup.start} by {warmup.increment}"
-                yield Problem("batch.warmup", f"batch.warmup grows {grows}, which never is {size}", "choose divisors")
+                cause = f"batch.warmup grows from {warmup.start} by {warmup.increment}, which never is {size}"
+                remedy = f"choose an increment that divides {size - warmup.start}"
+                yield Problem("batch.warmup", cause, remedy if warmup.start < size else "lower batch.warmup.start")
             for name in ("start", "increment"):
                 if getattr(warmup, name) % at_once:
                     cause = f"batch.warmup.{name} {getattr(warmup, name)} is no multiple of the {at_once} samples"
@@ -301,13 +270,15 @@ class RunConfig(Node):
             yield Problem(
                 "data.curriculum",
                 f"data.curriculum.start {curriculum.start} is longer than a sample of {self.sequence}",
-                "lower it",
+                "lower data.curriculum.start",
             )
         if curriculum.multiple % (ranks := self.mesh.tokens):
             cause = f"data.curriculum.multiple {curriculum.multiple} does not divide over {ranks} ranks, as tokens do"
             yield Problem("data.curriculum", cause, f"choose a multiple of {ranks}")
         if self.mesh.pp > 1:
-            yield Problem("data.curriculum", "data.curriculum: pipelines send samples of one length only", "remove it")
+            yield Problem(
+                "data.curriculum", "data.curriculum: pipelines send samples of one length only", "leave it out"
+            )
 
     def _parallel_problems(self) -> Iterator[Problem]:
         mesh, zero = self.mesh, self.zero
@@ -319,10 +290,12 @@ class RunConfig(Node):
             )
         if zero.offload == "all" and zero.stage != 3:
             yield Problem(
-                "zero.offload", f"zero.offload all with zero.stage {zero.stage} keeps the weights whole", "set stage 3"
+                "zero.offload",
+                f"zero.offload all with zero.stage {zero.stage} keeps the weights whole",
+                "set zero.stage: 3",
             )
         if zero.offload != "none" and not zero.stage:
-            yield Problem("zero.offload", f"zero.offload {zero.offload} needs zero.stage 1 to 3", "set zero.stage")
+            yield Problem("zero.offload", f"zero.offload {zero.offload} needs zero.stage 1 to 3", "set zero.stage: 1")
         if self.engine == "plain" and (zero.stage or mesh.pp > 1):
             needs = f"zero.stage {zero.stage}" if zero.stage else f"mesh.pp {mesh.pp}"
             yield Problem("engine", f"engine plain knows no {needs}", "set engine: auto")
@@ -330,6 +303,8 @@ class RunConfig(Node):
         noise = self.logging.noise_scale is not None
         found = mesh.problems(self.model.mixer.heads, self.sequence, noise)
         yield from (Problem(key, cause, remedy) for key, cause, remedy in found)
+        compiled = self.kernels.problems(zero.stage, self.deepspeed.flops_profiler is not None)
+        yield from (Problem(key, cause, remedy) for key, cause, remedy in compiled)
         divided = mesh.tp > 1 and self.optimizer.kind != "muon"  # which joins what it needs
         if self.optimizer.kind in WHOLE and (self.runs_on_deepspeed or divided):
             how = f"mesh.tp {mesh.tp}" if divided else "engine deepspeed"
@@ -360,21 +335,29 @@ class RunConfig(Node):
         """What DeepSpeed's engine cannot do as the plain engine does it."""
         if not self.runs_on_deepspeed:
             if self.deepspeed != DeepSpeedOptions():
-                yield Problem("deepspeed", "deepspeed: its options are for its own engine", "set engine: deepspeed")
+                yield Problem(
+                    "deepspeed",
+                    "deepspeed: its options are for its own engine",
+                    "set engine: deepspeed, or leave it out",
+                )
             return
-        if self.precision in ("bf16", "fp16") and not self.zero.stage:
+        if self.precision in HALF and not self.zero.stage:
             yield Problem(
                 "zero.stage",
                 f"zero.stage 0 with precision {self.precision}: DeepSpeed would sum gradients in {self.precision}",
-                "set zero.stage: 1",
+                "set zero.stage: 1, or leave it out",
             )
+        found = self.deepspeed.problems(self.zero.stage, self.mesh.pp, self.steps)
+        yield from (Problem(f"deepspeed.{key}", f"deepspeed.{key}{cause}", remedy) for key, cause, remedy in found)
         if self.precision == "fp16" and self.mesh.pp > 1:
             cause = f"precision fp16 with mesh.pp {self.mesh.pp}: DeepSpeed's pipeline would sum gradients in fp16"
             yield Problem("precision", cause, "choose bf16")
         if self.zero.offload != "none" and self.mesh.pp > 1:
-            yield Problem("zero.offload", f"zero.offload {self.zero.offload} is not for pipelines", "set it to none")
-        if self.deepspeed.flops_profiler is not None and self.mesh.pp > 1:
-            yield Problem("deepspeed", "deepspeed.flops_profiler never ends in a pipeline", "leave it out")
+            yield Problem(
+                "zero.offload",
+                f"zero.offload {self.zero.offload} is not for pipelines",
+                "leave it out, or set mesh.pp: 1",
+            )
         kind = self.optimizer.kind
         if self.zero.offload != "none" and kind not in ("adamw", "lion"):
             yield Problem(

@@ -28,7 +28,7 @@ class Save(Node):
         None, gt=0, description="Of the checkpoints that save.every gives keep the newest; null: all."
     )
     keep_every: int | None = Field(
-        None, gt=0, description="Whatever keep_last says, keep each whose step is a multiple of this."
+        None, gt=0, description="Beside the newest keep_last, keep each whose step is a multiple of this."
     )
     background: Literal["auto", "always", "never"] = Field(
         "auto",
@@ -40,7 +40,11 @@ class Save(Node):
         if any(step < 0 for step in self.steps):
             raise ValueError(f"steps {list(self.steps)} must each be at least 0")
         if self.log_last is not None and self.log_factor is None:
-            raise ValueError("log_last is the last step of log_factor, which is not given")
+            raise ValueError("log_last is the last step of log_factor, which is not given; give both, or neither")
+        if self.keep_every is not None and self.keep_last is None:
+            raise ValueError(
+                "keep_every is what stays beside keep_last, which is not given; keep_last: 1 is the newest"
+            )
         return self
 
     def wants(self, step: int) -> bool:

@@ -32,6 +32,8 @@ _OLD_WORDS = {
     **{word: True for each in ("yes", "on") for word in (each, each.title(), each.upper())},
     **{word: False for each in ("no", "off") for word in (each, each.title(), each.upper())},
 }
+KINDS: dict[Key, str] = {("optimizer",): "adamw", ("model", "norm"): "layer", ("model", "mixer"): "attention"}
+"""Mappings that need not say their `kind`, and what it is then."""
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 
 
@@ -45,6 +47,10 @@ class Tree:
     """What to say of an option that has to be given and is not: why, and what to do."""
     notes: list[str] = field(default_factory=list)
     """What whoever wrote the files should know of them, a line each."""
+    replaced: dict[Key, tuple[str, str]] = field(default_factory=dict)
+    """Mappings in whose place one of another `kind` came: the old kind, and where it was given."""
+    only: dict[Key, tuple[Key, tuple[Any, ...]]] = field(default_factory=dict)
+    """Options that stand only while another has one of these values, which a later file may change."""
 
     def origin(self, key: Sequence[str]) -> str:
         """Where an option was given; for one that was not, where the nearest node above it was."""
@@ -57,20 +63,36 @@ class Tree:
         """Take over what `other` gives. A mapping that names another `kind` replaces ours."""
         self.lacking.update(other.lacking)
         self.notes += other.notes
+        self.only.update(other.only)
+        self.replaced.update(other.replaced)
         self._merge(self.values, other.values, (), other)
+
+    def drop_pointless(self) -> None:
+        """Take out the options of `only` whose condition no longer holds, and note it."""
+        for key, (other, allowed) in self.only.items():
+            holder, value = self.at(key[:-1]), self.at(other)
+            if isinstance(holder, dict) and key[-1] in holder and value not in allowed:
+                del holder[key[-1]]
+                self.notes.append(f"{self.origins[key]} is passed over: {'.'.join(other)} is {value}")
+
+    def at(self, key: Key) -> Any:
+        """What stands at a key; None where nothing does."""
+        value: Any = self.values
+        for part in key:
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
 
     def _merge(self, ours: dict[str, Any], theirs: Mapping[str, Any], at: Key, other: Tree) -> None:
         if at or () not in self.origins:  # what the top level lacks is told of the first file
             self.origins[at] = other.origins[at]
         for name, value in theirs.items():
             key, old = (*at, name), ours.get(name)
-            if (
-                isinstance(value, dict)
-                and isinstance(old, dict)
-                and value.get("kind", old.get("kind")) == old.get("kind")
-            ):
-                self._merge(old, value, key, other)
-                continue
+            if isinstance(value, dict) and isinstance(old, dict):
+                kind = old.get("kind", KINDS.get(key))
+                if value.get("kind", kind) == kind:
+                    self._merge(old, value, key, other)
+                    continue
+                self.replaced[key] = str(kind), self.origins[key]
             for stale in [k for k in self.origins if k[: len(key)] == key]:
                 del self.origins[stale]
             ours[name] = deepcopy(value)

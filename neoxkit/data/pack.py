@@ -67,7 +67,8 @@ def pack(
 ) -> Packing:
     """The packing of `documents`, numbers into `sizes`, for at least `rows` rows, or for `epochs` epochs.
 
-    Raises DataError when the documents hold fewer than context + 1 tokens.
+    Raises DataError when the documents hold fewer than context + 1 tokens, or the order of so many epochs does not
+    fit in memory.
     """
     assert (rows is None) != (epochs is None), "give rows or epochs"
     tokens = int(np.asarray(sizes)[documents].sum(dtype=np.int64)) if len(documents) else 0
@@ -80,7 +81,13 @@ def pack(
         assert rows is not None
         epochs = epochs_for(tokens, context, rows)
     generator = np.random.RandomState(seed)
-    order = np.tile(np.asarray(documents, np.int32), epochs)
+    try:
+        order = np.tile(np.asarray(documents, np.int32), epochs)
+    except (MemoryError, ValueError):  # the latter beyond 2^63 bytes
+        raise DataError(
+            f"{epochs:,} epochs of {len(documents):,} documents are too many to hold their order in memory",
+            "lower steps or batch.size, or give more text",
+        ) from None
     generator.shuffle(order)
     bounds = bounds_of(np.asarray(sizes)[order], context)
     count = len(bounds) - 1
@@ -169,7 +176,7 @@ def split(weights: str | Sequence[float], documents: int) -> list[tuple[int, int
     except ValueError:
         given = []
     if not 1 <= len(given) <= 3 or min(given) < 0 or not 0 < sum(given) < float("inf"):
-        raise DataError(f'split "{weights}" is not up to three weights', 'write it as "969,30,1"')
+        raise DataError(f'data.split "{weights}" is not up to three weights', 'write it as "969,30,1"')
     total = sum(given)
     borders = [0]
     for weight in [*given, 0.0, 0.0][:3]:

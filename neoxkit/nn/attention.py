@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from neoxkit.config.model import Alibi, ModelConfig
-from neoxkit.nn.kernels import attend, distance_bias, visible
+from neoxkit.nn.kernels import attend, prepare
+from neoxkit.nn.kernels.sight import Prepared, Sight
 from neoxkit.nn.norm import RMSNorm, WideRMSNorm
 from neoxkit.nn.position import Rotation, alibi_slopes, rotate, rotation
 from neoxkit.nn.state import LayerState
@@ -24,45 +25,43 @@ class Context(NamedTuple):
     """What every layer of one forward pass shares: computed once, not in each layer."""
 
     rotation: Rotation | None
-    mask: Tensor | None  # bool or additive [B, 1 or H, T, S]; None: causal over the tokens at hand
+    seen: Prepared  # what each token sees, as the kernel wants it
     positions: Tensor  # [B or 1, T]
     last: int  # the highest position, when there is a state
 
 
 def build_context(
     config: ModelConfig,
+    stream: Tensor,
     positions: Tensor,
     segments: Tensor | None,
-    dtype: torch.dtype,
     stateful: bool,
     division: Division = UNDIVIDED,
+    kernel: str = "auto",
 ) -> Context:
-    """The shared part of a pass over tokens at `positions` [B or 1, T] with `segments` [B, T] or None.
+    """The shared part of a pass of `stream` [B, ...] over tokens at `positions` [B or 1, T], `segments` [B, T] or None.
 
-    The mask is of whole samples, also where T is only this rank's share of them, and of its heads.
+    What is seen is of whole samples, also where T is only this rank's share of them, and of its heads.
 
     Without a state, tokens see those before them in the row, though their positions may restart with
-    each segment; with one, a token's position is its place and there are no segments. The mask is
-    left out where plain causal attention says the same, since the fused kernel is then twice as fast.
+    each segment; with one, a token's position is its place and there are no segments. Raises ConfigError
+    when a kernel other than `auto` cannot do this.
     """
     assert segments is None or not stateful, "a state remembers one text a row"
-    turn = rotation(config, positions, dtype)
+    turn = rotation(config, positions, stream.dtype)
     tokens = positions.shape[1] * division.samples[1]
     places = positions if stateful else torch.arange(tokens, device=positions.device)[None]
     last = int(places.max()) if stateful else tokens - 1
     window = config.mixer.window
     if window is not None and window > last:
         window = None
-    alibi = isinstance(config.position, Alibi)
-    if not (stateful or alibi or segments is not None or window is not None):
-        return Context(turn, None, positions, last)
-    slots = torch.arange(last + 1, device=positions.device)[None]
     segments = None if segments is None else division.whole_samples(segments)
-    mask = visible(places, slots, window, None if segments is None else (segments, segments))
-    if alibi:
-        slopes = torch.tensor(alibi_slopes(config.mixer.heads)[local_heads(config, division)], device=positions.device)
-        mask = distance_bias(places, slots, slopes).masked_fill(~mask, float("-inf")).to(dtype)
-    return Context(turn, mask, positions, last)
+    slopes = None
+    if isinstance(config.position, Alibi):
+        here = alibi_slopes(config.mixer.heads)[local_heads(config, division)]
+        slopes = torch.tensor(here, dtype=torch.float32, device=positions.device)
+    sight = Sight(stream.shape[0], places, last + 1, window, segments, slopes, stateful)
+    return Context(turn, prepare(kernel, sight, stream.dtype, config.mixer.head_dim), positions, last)
 
 
 def local_heads(config: ModelConfig, division: Division) -> slice:
@@ -110,5 +109,5 @@ class GroupedQueryAttention(nn.Module):
             q, k = rotate(q, context.rotation), rotate(k, context.rotation)
         if state is not None:
             k, v = state.extend(k, v, context.positions, context.last)
-        mixed = self.attend(q, k, v, context.mask)
+        mixed = self.attend(q, k, v, context.seen)
         return self.o(mixed.reshape(batch, tokens, -1))

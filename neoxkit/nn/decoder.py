@@ -11,10 +11,12 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
+from neoxkit.config.kernels import DEFAULT, Kernels
 from neoxkit.config.model import Learned, ModelConfig
 from neoxkit.mesh import Mesh, holders
 from neoxkit.nn.attention import GroupedQueryAttention, build_context
 from neoxkit.nn.block import build_block
+from neoxkit.nn.compiling import compile_layers
 from neoxkit.nn.norm import build_norm
 from neoxkit.nn.state import State
 from neoxkit.parallel.division import divide
@@ -33,6 +35,7 @@ class Decoder(nn.Module):
         dtype: torch.dtype | None = None,
         groups: Groups = LOCAL,
         sequence_parallel: bool = False,
+        kernels: Kernels = DEFAULT,
     ) -> None:
         """The part of a model that belongs at the place of `groups`. Raises ConfigError where the mesh divides no head.
 
@@ -40,7 +43,8 @@ class Decoder(nn.Module):
         less memory, the same amount sent. It is for training; decoding divides no single token.
         """
         super().__init__()
-        self.division = divide(groups, sequence_parallel)
+        self.kernels = kernels
+        self.division = divide(groups, sequence_parallel, kernels.compile)
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype or before)
         try:
@@ -57,6 +61,7 @@ class Decoder(nn.Module):
         self.position = Embed("position", config.context, config.width, False, division) if learned else None
         self.embed_norm = build_norm(config.norm, "embed.norm", config.width, division) if config.embed_norm else None
         self.layers = nn.ModuleList(build_block(config, layer, division) for layer in range(config.depth))
+        compile_layers(self.layers, self.kernels.compile)
         self.norm = build_norm(config.norm, "norm", config.width, division)
         self.head = Head("head", config.vocab, config.width, self.embed if config.tied else None, division)
 
@@ -71,7 +76,7 @@ class Decoder(nn.Module):
 
         `positions` [B, T] count from 0 in each row unless given. With context parallelism the tokens are this
         rank's share of every sample, and so are they. `segments` [B, T] keeps tokens from
-        seeing other segments. `state` remembers the tokens of earlier calls.
+        seeing other segments; tokens of one stand together. `state` remembers the tokens of earlier calls.
         """
         if positions is None:
             positions = self.division.positions(ids.shape[1], ids.device)
@@ -82,7 +87,8 @@ class Decoder(nn.Module):
             x = x + self.position(self.division.share(positions))
         if self.embed_norm is not None:
             x = self.embed_norm(x)
-        context = build_context(self.config, positions, segments, x.dtype, state is not None, self.division)
+        kernel = self.kernels.attention
+        context = build_context(self.config, x, positions, segments, state is not None, self.division, kernel)
         for layer, block in enumerate(self.layers):
             x = block(x, context, None if state is None else state.layers[layer])
         return self.division.whole(self.norm(x))

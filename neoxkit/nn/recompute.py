@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from types import MethodType
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +21,16 @@ def recompute(layers: Iterable[tuple[int, nn.Module]], options: Recompute) -> No
     if options.layers == "none":
         return
     for number, layer in layers:
-        if number % options.every == 0:
-            part = layer if options.layers == "full" else layer.get_submodule("attn")
-            again = partial(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=False)
-            part.forward = again  # type: ignore[method-assign]
+        if number % options.every:
+            continue
+        if options.layers == "full":  # around what is compiled
+            again = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+            layer.forward = again  # type: ignore[method-assign]
+        else:  # inside what is compiled, where layers are alike only if they call the same function
+            part = layer.get_submodule("attn")
+            part.forward = MethodType(_again, part)  # type: ignore[method-assign]
+
+
+def _again(part: nn.Module, *given: Any) -> Any:
+    """The forward pass of a module that computes it again on the way back."""
+    return checkpoint(type(part).forward, part, *given, use_reentrant=False, preserve_rng_state=False)

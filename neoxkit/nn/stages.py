@@ -16,11 +16,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from neoxkit.config.kernels import DEFAULT, Kernels
 from neoxkit.config.model import Learned, ModelConfig
 from neoxkit.config.parallel import Recompute
 from neoxkit.errors import ConfigError
 from neoxkit.nn.attention import Context, build_context
 from neoxkit.nn.block import build_block
+from neoxkit.nn.compiling import compile_layers
 from neoxkit.nn.decoder import specs
 from neoxkit.nn.norm import build_norm
 from neoxkit.nn.recompute import recompute
@@ -46,8 +48,8 @@ class Layer:
 class Contexts:
     """What the attention of a stage's layers shares, made once for each length."""
 
-    def __init__(self, config: ModelConfig, division: Division) -> None:
-        self.config, self.division = config, division
+    def __init__(self, config: ModelConfig, division: Division, kernel: str) -> None:
+        self.config, self.division, self.kernel = config, division, kernel
         self._key: tuple[object, ...] = ()
         self._made: Context | None = None
 
@@ -57,10 +59,10 @@ class Contexts:
 
     def of(self, stream: Tensor) -> Context:
         """The context of a stream [B, T, width] without segments."""
-        key = self.tokens(stream), stream.dtype, stream.device
+        key = self.tokens(stream), len(stream), stream.dtype, stream.device
         if self._made is None or key != self._key:
             positions = self.division.positions(key[0], stream.device)
-            self._made = build_context(self.config, positions, None, stream.dtype, False, self.division)
+            self._made = build_context(self.config, stream, positions, None, False, self.division, self.kernel)
             self._key = key
         return self._made
 
@@ -87,11 +89,18 @@ class Middle(nn.Module):
     """One layer of the decoder."""
 
     def __init__(
-        self, config: ModelConfig, layer: int, division: Division, contexts: Contexts, options: Recompute
+        self,
+        config: ModelConfig,
+        layer: int,
+        division: Division,
+        contexts: Contexts,
+        options: Recompute,
+        compiled: bool,
     ) -> None:
         super().__init__()
         self.block = build_block(config, layer, division)
         self.contexts = contexts
+        compile_layers([self.block], compiled)
         recompute([(layer, self.block)], options)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,13 +134,15 @@ class Ending(nn.Module):
         return x
 
 
-def layers(config: ModelConfig, division: Division, options: Recompute, sequence: int) -> list[Layer]:
+def layers(
+    config: ModelConfig, division: Division, options: Recompute, sequence: int, kernels: Kernels = DEFAULT
+) -> list[Layer]:
     """The layers of a decoder in the order of the forward pass, with their costs at `sequence` tokens.
 
     Costs are those of the matrices and of causal attention. A block on the way back is twice that on the way
     forward, and is run forward once more where it is recomputed.
     """
-    contexts = Contexts(config, division)
+    contexts = Contexts(config, division, kernels.attention)
     sizes = {name: volume(whole(spec.shape)) for name, spec in specs(config).items() if len(spec.shape) == 2}
     attention = sequence * config.mixer.heads * config.mixer.head_dim
     found = [Layer(Embed, ("embed", config.vocab, config.width, True, division), tied=config.tied)]
@@ -140,7 +151,7 @@ def layers(config: ModelConfig, division: Division, options: Recompute, sequence
     for layer in range(config.depth):
         cost = attention + sum(size for name, size in sizes.items() if name.startswith(f"layers.{layer}."))
         again = options.layers == "full" and layer % options.every == 0
-        arguments = (config, layer, division, contexts, options)
+        arguments = (config, layer, division, contexts, options, kernels.compile)
         found.append(Layer(Middle, arguments, cost * (4 / 3 if again else 1), block=True))
     found.append(Layer(Exit, (config, division)))
     cost = config.vocab * config.width

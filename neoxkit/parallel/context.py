@@ -12,17 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import lcm
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from neoxkit.errors import ConfigError
-from neoxkit.parallel.collectives import trade
 from neoxkit.parallel.linear import TOKENS
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""Attention: of q [B, T, H, D], k and v [B, T, G, D] and a mask, [B, T, H, D]."""
+Attend = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+"""Attention: of q [B, T, H, D], k and v [B, T, G, D] and what a kernel was told of a pass, [B, T, H, D]."""
+
+Trade = Callable[[Tensor], Tensor]
+"""What the ranks have for this one, [R, ...], where each gives x[r] to rank r."""
 
 HEADS = 2
 """The dimension of queries, keys and values that is traded for tokens."""
@@ -36,10 +38,10 @@ def traded_heads(kv_heads: int, ranks: int) -> int:
     return lcm(kv_heads, ranks)
 
 
-def by_heads(group: ProcessGroup | None, ranks: int, attend: Attend, heads: int, kv_heads: int) -> Attend:
+def by_heads(trade: Trade, ranks: int, attend: Attend, heads: int, kv_heads: int) -> Attend:
     """Attention for ranks that have T / R tokens of all heads, by `attend`, which is given T of H / R heads.
 
-    Without a group it can be described, not run. Raises ConfigError when the ranks do not divide the heads.
+    Raises ConfigError when the ranks do not divide the heads.
     """
     if heads % ranks:
         raise ConfigError(
@@ -47,20 +49,19 @@ def by_heads(group: ProcessGroup | None, ranks: int, attend: Attend, heads: int,
             f"choose a mesh.cp that divides {heads}: attention is divided by whole heads",
         )
     assert heads % kv_heads == 0
-    return partial(_attend, group, attend, traded_heads(kv_heads, ranks) // kv_heads)
+    return partial(_attend, trade, ranks, attend, traded_heads(kv_heads, ranks) // kv_heads)
 
 
 def _attend(
-    group: ProcessGroup | None, attend: Attend, copies: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    trade: Trade, ranks: int, attend: Attend, copies: int, q: Tensor, k: Tensor, v: Tensor, seen: Any
 ) -> Tensor:
     """[B, T / R, H, D] of q; k and v with G heads, each repeated `copies` times."""
-    assert group is not None, "this model has a place on a mesh, and no groups: it can be described, not run"
     if copies > 1:
         k, v = (x.repeat_interleave(copies, HEADS) for x in (k, v))
-    parts = [x.unflatten(HEADS, (group.size(), -1)).movedim(HEADS, 0) for x in (q, k, v)]
+    parts = [x.unflatten(HEADS, (ranks, -1)).movedim(HEADS, 0) for x in (q, k, v)]
     counts = [part.shape[-2] for part in parts]
-    mine = trade(torch.cat(parts, dim=-2), group).movedim(0, TOKENS).flatten(TOKENS, TOKENS + 1)
+    mine = trade(torch.cat(parts, dim=-2)).movedim(0, TOKENS).flatten(TOKENS, TOKENS + 1)
     q, k, v = mine.split(counts, dim=HEADS)
-    mixed = attend(q, k, v, mask)
-    back = trade(mixed.unflatten(TOKENS, (group.size(), -1)).movedim(TOKENS, 0), group)
+    mixed = attend(q, k, v, seen)
+    back = trade(mixed.unflatten(TOKENS, (ranks, -1)).movedim(TOKENS, 0))
     return back.movedim(0, HEADS).flatten(HEADS, HEADS + 1)

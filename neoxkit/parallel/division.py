@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,18 +101,33 @@ class Division:
 UNDIVIDED = Division()
 """That of a model in one process."""
 
+CROSSINGS = ("share", "whole", "enter_whole", "leave", "column", "row", "rms_norm", "join_last")
+"""What layers call to send something, where something is divided."""
 
-def divide(groups: Groups, sequence: bool = False) -> Division:
-    """How a model is divided at the place of `groups`; with `sequence`, tokens of the stream are divided as well."""
+
+def divide(groups: Groups, sequence: bool = False, compiled: bool = False) -> Division:
+    """How a model is divided at the place of `groups`; with `sequence`, tokens of the stream are divided as well.
+
+    With `compiled` the crossings stay out of the compiled code that calls them: what is sent cannot be traced.
+    """
     found = _divide_layers(groups, sequence)
+    outside: Callable[..., Any] = torch.compiler.disable if compiled else _unchanged
+    crossings = {name: getattr(found, name) for name in CROSSINGS}
+    made: dict[str, Any] = {name: outside(it) for name, it in crossings.items() if it is not getattr(UNDIVIDED, name)}
+    found = replace(found, **made)
     if (ranks := groups.mesh.cp) == 1:
         return found
     cp = groups.along.get(Axis.CP)
+    trade = _unconnected if cp is None else outside(partial(collectives.trade, group=cp))
     return replace(
         found,
-        by_heads=partial(by_heads, cp, ranks),
+        by_heads=partial(by_heads, trade, ranks),
         whole_samples=_unconnected if cp is None else partial(collectives.joined, dim=TOKENS, group=cp),
     )
+
+
+def _unchanged(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return function
 
 
 def _divide_layers(groups: Groups, sequence: bool) -> Division:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from neoxkit.config.run import RunConfig
-from neoxkit.log import note
+from neoxkit.log import counted, note
+from neoxkit.nn import kernels
+from neoxkit.nn.compiling import check_compiler
 from neoxkit.nn.decoder import specs
 from neoxkit.parallel.groups import Groups
 from neoxkit.parallel.world import ALONE, World
 from neoxkit.spec import Axis, volume, whole
-from neoxkit.train.engine import Engine
+from neoxkit.train.engine import DTYPES, Engine
 from neoxkit.train.feed import Feed, check_tokens
 from neoxkit.train.objectives.lm import NextToken
 from neoxkit.train.origin import Chosen, Origin, inherit
@@ -32,7 +34,7 @@ def decide(
     config = inherit(config, given, origin)
     if origin.past is None:
         precision = world.agree(lambda: choose_precision(config, device))
-        config = config.model_copy(update={"precision": precision})
+        config = config.computing_in(precision)
         check_precision(config, device)
         return config
     config, changes = settle(config, origin.past)
@@ -84,13 +86,19 @@ def describe(config: RunConfig, feed: Feed, at: Position, device: torch.device) 
     each = config.batch.size * config.sequence
     note(
         f"{config.model.family}: {count:,} parameters in {config.precision} on {device.type}{where}, "
-        f"{torch.get_num_threads()} threads; {config.steps - at.step:,} steps of {each:,} tokens; "
+        f"{counted(torch.get_num_threads(), 'thread')}; {counted(config.steps - at.step, 'step')} of {each:,} tokens; "
         f"{feed.identity.tokens:,} tokens of text"
     )
 
 
 def build_engine(config: RunConfig, device: torch.device, groups: Groups) -> Engine:
-    """The engine that the configuration asks for, its weights uninitialised."""
+    """The engine that the configuration asks for, its weights uninitialised.
+
+    Raises ConfigError when the device cannot compute as `kernels` says.
+    """
+    kernels.begin(config.kernels, config.model, device, DTYPES[config.precision])
+    if config.kernels.compile:
+        check_compiler(device)
     if config.runs_on_deepspeed:
         from neoxkit.train.deepspeed.pipeline import DeepSpeedEngine, PipelineEngine
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 from neoxkit.config.run import RunConfig
 from neoxkit.errors import ConfigError
+from neoxkit.log import counted, unit_of
 from neoxkit.nn.decoder import specs
 from neoxkit.spec import Role, TensorSpec, volume, whole
 from neoxkit.train.flops import count, device_of, peak_of
 from neoxkit.train.memory import Memory, largest_micro, of_run
+from neoxkit.train.schedule import samples_by_length
 
 RESERVED = 1.5e9
 """Bytes that CUDA, NCCL and the kernels' workspaces take of a GPU: 0.5 to 2 GB, and no tensor of the run."""
@@ -60,10 +63,15 @@ class Estimate:
     micro: int | None
     """The most samples of a micro-batch that fit; None where the memory of a device is not known."""
 
+    @cached_property
+    def samples(self) -> Mapping[int, int]:
+        """Samples of the whole run by their length: batches and samples may be smaller at first."""
+        return samples_by_length(self.config, self.config.steps)
+
     @property
     def tokens(self) -> int:
         """Tokens of the whole run."""
-        return self.config.steps * self.config.batch.size * self.config.sequence
+        return sum(length * number for length, number in self.samples.items())
 
     @property
     def flops_per_token(self) -> float:
@@ -81,7 +89,7 @@ class Estimate:
         """How long the run takes, where the devices' peak is known."""
         if self.machine.peak is None:
             return None
-        return self.flops_per_token * self.tokens / (self.machine.devices * self.machine.peak * self.machine.mfu)
+        return self.run_flops / (self.machine.devices * self.machine.peak * self.machine.mfu)
 
     @property
     def cost(self) -> float | None:
@@ -95,9 +103,10 @@ class Estimate:
 
         parameters          by part: embedding, attention, mlp, norms, head; and total
         mesh                sizes: tp, pp, cp, dp
-        tokens              of the run; tokens_per_step of a step
-        flops               per_token: forward and backward of the model; executed_per_token: with what
-                            is computed again; run: of the model and the whole run
+        tokens              of the run; tokens_per_step of a step, when batches and samples have grown
+        flops               per_token: forward and backward of the model, in a whole sample;
+                            executed_per_token: with what is computed again; run: of the model and the
+                            whole run
         memory              for each pipeline stage, bytes of one device: weights, gradients, optimizer,
                             activations, loss, total; host: in the CPU's memory
         micro_batch         samples: of the run; largest: that fits, null where memory is not known
@@ -113,7 +122,7 @@ class Estimate:
             "flops": {
                 "per_token": self.flops_per_token,
                 "executed_per_token": self.executed_per_token,
-                "run": self.flops_per_token * self.tokens,
+                "run": self.run_flops,
             },
             "memory": [{**each._asdict(), "total": each.total} for each in self.memory],
             "micro_batch": {"samples": config.micro, "largest": self.micro},
@@ -136,17 +145,19 @@ class Estimate:
         yield _line("devices", f"{machine.devices}{f' {machine.name}' if machine.name else ''}: {mesh}")
         yield _line(
             "a step",
-            f"{config.batch.size:,} samples of {config.sequence:,} tokens, in {config.accumulation} micro-batches of "
-            f"{config.micro} on each of {config.dp} ranks",
+            f"{counted(config.batch.size, 'sample')} of {counted(config.sequence, 'token')}, in "
+            f"{counted(config.accumulation, 'micro-batch')} of {config.micro} on "
+            + (f"each of {config.dp} ranks" if config.dp > 1 else "1 rank"),
         )
-        steps = f"{config.steps:,} step{'' if config.steps == 1 else 's'}"
-        yield _line("the run", f"{steps}, {said(self.tokens)} tokens")
+        grows = "; fewer a step at first" if config.batch.warmup or config.data.curriculum else ""
+        yield _line("the run", f"{counted(config.steps, 'step')}, {said(self.tokens).rstrip()} tokens{grows}")
         again = self.executed_per_token / self.flops_per_token
         more = f"; {again:.2f} times as many with recomputation" if again > 1 else ""
         yield _line("operations", f"{said(self.flops_per_token)}FLOP a token, {self.run_flops:.3g} FLOP in all{more}")
         yield from self._memory_lines()
         if self.micro is not None and machine.memory is not None:
-            fit = f"at most {self.micro} samples fit" if self.micro else "not even one sample fits"
+            fits = "fits" if self.micro == 1 else "fit"
+            fit = f"at most {counted(self.micro, 'sample')} {fits}" if self.micro else "not even one sample fits"
             yield _line("micro-batch", f"{fit} in {machine.memory / 1e9:g} GB, of which CUDA takes {RESERVED / 1e9:g}")
         if self.seconds is not None and machine.peak is not None:
             speed = self.tokens / self.seconds
@@ -158,18 +169,20 @@ class Estimate:
         if self.cost is not None:
             yield _line("cost", f"{self.cost:,.2f} at {machine.price:g} for a device and hour")
 
-    @property
+    @cached_property
     def run_flops(self) -> float:
         """Operations of the model in the whole run."""
-        return self.flops_per_token * self.tokens
+        return sum(count(self.config.model, length).training * number for length, number in self.samples.items())
 
     def _memory_lines(self) -> Iterator[str]:
         parts = ("weights", "gradients", "optimizer", "activations", "loss", "total")
-        yield _line("memory, GB", "".join(f"{part:>13}" for part in parts) + ("   in the CPU's" if self.hosted else ""))
+        unit, unit_name = unit_of(max(max(each.total, each.host) for each in self.memory))
+        titles = "".join(f"{part:>13}" for part in parts) + ("   in the CPU's" if self.hosted else "")
+        yield _line(f"memory, {unit_name}", titles)
         for each in self.memory:
             name = "a device" if len(self.memory) == 1 else f"stage {each.stage}"
-            sizes = "".join(f"{getattr(each, part) / 1e9:13.2f}" for part in parts)
-            yield _line("  " + name, sizes + (f"{each.host / 1e9:15.2f}" if self.hosted else ""))
+            sizes = "".join(f"{getattr(each, part) / unit:13.2f}" for part in parts)
+            yield _line("  " + name, sizes + (f"{each.host / unit:15.2f}" if self.hosted else ""))
 
     @property
     def hosted(self) -> bool:
@@ -183,7 +196,7 @@ def estimate(config: RunConfig, machine: Machine) -> Estimate:
     A precision that is to be measured is taken for bf16, as on a GPU.
     """
     if config.precision == "auto":
-        config = config.model_copy(update={"precision": "bf16"})
+        config = config.computing_in("bf16")
     config = config.on(machine.devices)
     found = specs(config.model)
     room = None if machine.memory is None else int(machine.memory - RESERVED)

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from neoxkit.checkpoint.attempt import remove_dead_attempts
 from neoxkit.checkpoint.store import Place
 from neoxkit.config.run import RunConfig
 from neoxkit.families import by_name
-from neoxkit.log import note, silence, warn
+from neoxkit.log import counted, note, silence, warn
 from neoxkit.nn.decoder import form_groups
 from neoxkit.parallel.device import choose_device
 from neoxkit.parallel.world import ALONE, World, in_contact, join
@@ -64,6 +65,9 @@ def train(config: RunConfig, given: Mapping[str, Any]) -> Outcome:
         config = decide(config, given, origin, device, world)
         if past and at.step >= config.steps:
             note(f"{past.checkpoint.path} is at step {at.step} of {config.steps}: nothing to do")
+            if world.first:  # it may have been killed after its last checkpoint
+                remove_dead_attempts(folder)
+                draw(folder)
             return Outcome(past.checkpoint.path, at, 0)
         tokenizer = choose_tokenizer(config, origin)
         groups = form_groups(config.model, config.placed, device, patience)
@@ -81,6 +85,7 @@ def train(config: RunConfig, given: Mapping[str, Any]) -> Outcome:
         ):
             metrics.event("resumed" if past else "begun", at.step)
             outcome = Loop(engine, config, feed, saver, metrics, watch, interrupt, at, world).run()
+            metrics.code = outcome.code
         if world.first:
             draw(folder)
         return outcome
@@ -141,9 +146,9 @@ class Loop:
             report = self.engine.step(self.watch.batches(self.feed.batches(at.samples, at.step)), lr)
         except TrainingError as error:
             self.at = at.after(after, 0)
-            told = TrainingError(f"step {self.at.step}: {error.cause}", error.remedy)
             if self._rewinds < config.faults.rewinds:
-                return told
+                return TrainingError(f"step {self.at.step}: {error.cause}", error.remedy)
+            told = TrainingError(f"step {self.at.step}: {error.cause}{self._in_vain()}", error.remedy)
             self.metrics.event("failed", self.at.step, cause=error.cause)
             raise told from None
         self.at = at.after(after, report.tokens, report.skipped)
@@ -152,8 +157,14 @@ class Loop:
             return None
         if self._rewinds < config.faults.rewinds:
             return TrainingError(f"step {self.at.step}: {spike}")
-        self.metrics.tell(f"warning: step {self.at.step}: {spike}; faults.rewinds {config.faults.rewinds} are used up")
+        self.metrics.tell(f"warning: step {self.at.step}: {spike}{self._in_vain()}")
         return None
+
+    def _in_vain(self) -> str:
+        """What is said of trouble that no more rewinds are there for."""
+        if not self._rewinds:
+            return ""
+        return f"; {counted(self._rewinds, 'rewind')} did not help, and faults.rewinds allows no more"
 
     def _rewind(self, trouble: TrainingError) -> None:
         """Go back to the newest checkpoint, and pass over the samples since then.

@@ -52,6 +52,8 @@ class Metrics:
         self._trackers = trackers or Trackers({})
         self._files: dict[str, TextIO] = {}
         self._events: list[dict[str, Any]] = []
+        self.code = 0
+        """What the run ends with, as its process does."""
         self._pace = 0.0  # seconds a step, smoothed
         self._live = Live(begun, steps) if folder and sys.stderr.isatty() else None
 
@@ -65,7 +67,11 @@ class Metrics:
             self._live.__exit__(kind, error, at)
         for file in self._files.values():
             file.close()
-        self._trackers.close()
+        if error is not None:
+            code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+            self._trackers.close(code, " ".join(str(error).split()) or type(error).__name__)
+        else:
+            self._trackers.close(self.code, f"signal {self.code - 128}" if self.code else "")
 
     def _drop_after(self, step: int) -> None:
         if self.folder is None or not (path := self.folder / FILE).is_file():

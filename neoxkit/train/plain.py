@@ -64,7 +64,7 @@ class PlainEngine:
         self.device = torch.device(device)
         self.groups = groups
         dtype = DTYPES[config.precision]
-        self.model = Decoder(config.model, self.device, dtype, groups, sequence_parallel)
+        self.model = Decoder(config.model, self.device, dtype, groups, sequence_parallel, config.kernels)
         recompute(enumerate(self.model.layers), config.recompute)
         self.parameters = list(self.model.parameters())
         known = {held.spec.name: held.spec for parameter in self.parameters for held in holdings(parameter)}

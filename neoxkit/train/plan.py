@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from neoxkit.config.run import RunConfig
 from neoxkit.convert.load import check_model
 from neoxkit.families import by_name
+from neoxkit.log import counted, sized
+from neoxkit.nn import kernels
 from neoxkit.nn.decoder import Decoder, pieces
 from neoxkit.parallel.device import choose_device
 from neoxkit.train.begin import decide, open_feed
@@ -18,8 +19,8 @@ from neoxkit.train.objectives.lm import NextToken
 from neoxkit.train.optim import Learner
 from neoxkit.train.origin import Origin, choose_tokenizer, origin_of
 from neoxkit.train.plain import PlainEngine
-from neoxkit.train.saving.saver import alone_in
-from neoxkit.train.schedule import samples_after
+from neoxkit.train.saving.saver import alone_in, run_folder
+from neoxkit.train.schedule import samples_by_length
 
 
 def plan(config: RunConfig, given: Mapping[str, Any]) -> dict[str, str]:
@@ -29,14 +30,16 @@ def plan(config: RunConfig, given: Mapping[str, Any]) -> dict[str, str]:
     """
     by_name(config.model.family)
     device = choose_device(config.device)
-    folder = Path(config.save.folder)
+    folder = run_folder(config.save.folder)
     with alone_in(folder):
         origin = origin_of(config)
         config = decide(config, given, origin, device)
+        kernels.begin(config.kernels, config.model, device, DTYPES[config.precision])
         feed = open_feed(config, origin.past, choose_tokenizer(config, origin))
         check_origin(config, origin)
     past, at = origin.past, origin.at
-    tokens = config.batch.size * config.sequence
+    grows = "up to " if config.batch.warmup or config.data.curriculum else ""
+    tokens = f"{grows}{config.batch.size * config.sequence:,} a step"
     model = Decoder(config.model, "meta", DTYPES[config.precision])
     parameters = sum(value.numel() for *_, value in pieces(model))
     state = Learner(model.parameters(), config.optimizer).state()
@@ -44,22 +47,24 @@ def plan(config: RunConfig, given: Mapping[str, Any]) -> dict[str, str]:
     left = max(0, config.steps - at.step)
     saves = sum(config.save.wants(step) or step == config.steps for step in range(at.step + 1, config.steps + 1))
     saves += at.step == 0 and config.save.wants(0)
-    samples = samples_after(config, left, at.samples)
+    lengths = samples_by_length(config, left, at.step, at.samples)
+    samples = at.samples + sum(lengths.values())
     needs = max(of_run(config), key=lambda memory: memory.total)
     return {
         "model": f"{config.model.family}, {parameters:,} parameters",
         "computes in": f"{config.precision} on {device.type}",
         "begins": f"from {past.checkpoint.path}" if past else f"with {config.load or 'random weights'}",
-        "steps": f"{left:,} of {config.steps:,}, {config.batch.size} samples of {config.sequence} tokens each",
-        "tokens": f"{(samples - at.samples) * config.sequence:,}; {tokens:,} a step, "
-        f"in {config.accumulation} micro-batches of {config.micro} samples",
-        "text": f"{feed.identity.tokens:,} tokens in {feed.identity.documents:,} documents, "
+        "steps": f"{left:,} of {config.steps:,}, {counted(config.batch.size, 'sample')} of "
+        f"{counted(config.sequence, 'token')} each",
+        "tokens": f"{sum(length * number for length, number in lengths.items()):,}; {tokens}, "
+        f"in {counted(config.accumulation, 'micro-batch')} of {counted(config.micro, 'sample')}",
+        "text": f"{counted(feed.identity.tokens, 'token')} in {counted(feed.identity.documents, 'document')}, "
         f"{samples * config.sequence / feed.identity.tokens:.2f} epochs",
-        "held out": f"{feed.held_out.count:,} samples" if feed.held_out else "none",
-        "memory of a device": f"{needs.total / 1e6:,.1f} MB: weights {needs.weights / 1e6:,.1f}, "
-        f"gradients {needs.gradients / 1e6:,.1f}, optimizer {needs.optimizer / 1e6:,.1f}, "
-        f"activations {needs.activations / 1e6:,.1f}, loss {needs.loss / 1e6:,.1f}",
-        "checkpoints": f"{saves} of {saved / 1e6:,.1f} MB in {folder}",
+        "held out": counted(feed.held_out.count, "sample") if feed.held_out else "none",
+        "memory of a device": f"{sized(needs.total)}: weights {sized(needs.weights)}, "
+        f"gradients {sized(needs.gradients)}, optimizer {sized(needs.optimizer)}, "
+        f"activations {sized(needs.activations)}, loss {sized(needs.loss)}",
+        "checkpoints": f"{saves} of {sized(saved)} in {folder}",
     }
 
 

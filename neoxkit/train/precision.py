@@ -15,6 +15,9 @@ from neoxkit.train.engine import TrainingError
 ROWS = 2048
 """Rows of the matrix product that is measured, at most."""
 
+WIDEST = 16384
+"""And its other sizes, at most: a gigabyte in fp32, also where a model is planned that is not for this machine."""
+
 
 def choose_precision(config: RunConfig, device: torch.device) -> str:
     """fp32 or bf16. `auto` measures a matrix product of the model's own size, which takes a moment."""
@@ -23,7 +26,8 @@ def choose_precision(config: RunConfig, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     rows = min(ROWS, config.micro * config.sequence)
-    return "bf16" if beats_fp32(torch.bfloat16, rows, config.model.width, config.model.mlp.hidden) else "fp32"
+    width, hidden = (min(WIDEST, size) for size in (config.model.width, config.model.mlp.hidden))
+    return "bf16" if beats_fp32(torch.bfloat16, rows, width, hidden) else "fp32"
 
 
 def check_precision(config: RunConfig, device: torch.device) -> None:

@@ -25,7 +25,7 @@ PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 """The precision of a run by the dtype of its weights."""
 
 UNTOLD = ("load", "init.", "data.sequence")
-"""Options that no longer matter once a run has begun, or are compared elsewhere."""
+"""Options that no longer matter once a run has begun, or are compared elsewhere; `_load_changed` tells of `load`."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,16 @@ def _newest(folder: Path) -> Path | None:
 
 
 def settle(config: RunConfig, past: Past) -> tuple[RunConfig, list[str]]:
-    """The run that goes on from `past`, and a line for each option that changed.
+    """The run that goes on from `past`, and a line for each option that changed or has no say any longer.
 
     Raises ConfigError for an option that a run cannot change.
     """
     if past.imported:
-        return _settle_imported(config, past)
+        config, lines = _settle_imported(config, past)
+        return config, [*lines, *_load_changed(config, past)]
     if config.precision == "auto":
-        config = config.model_copy(update={"precision": past.resolved["precision"]})
-    changes = []
+        config = config.computing_in(past.resolved["precision"])
+    changes = list(_load_changed(config, past))
     for key, before, now in _differences(past.resolved, config.model_dump(mode="json")):
         if key.startswith(FIXED):
             raise ConfigError(
@@ -138,6 +139,18 @@ def settle(config: RunConfig, past: Past) -> tuple[RunConfig, list[str]]:
         if not key.startswith(UNTOLD):
             changes.append(_changed(key, before, now, past.position.step))
     return config, changes
+
+
+def _load_changed(config: RunConfig, past: Past) -> Iterator[str]:
+    """A warning when `load` names what the run did not begin with: a run that has a past does not read it."""
+    began = past.resolved.get("load")
+    if config.load in (None, began):
+        return
+    with_what = f"with {began}" if began else "by import" if past.imported else "with random weights"
+    yield (
+        f"warning: load: {config.load} is not read: the run in {past.checkpoint.path} began {with_what}, and goes on; "
+        f"to begin with {config.load}, choose another save.folder"
+    )
 
 
 def _changed(key: str, before: Any, now: Any, step: int) -> str:
@@ -155,7 +168,7 @@ def _settle_imported(config: RunConfig, past: Past) -> tuple[RunConfig, list[str
     """The same for a run of another program, of which some options are known and none is fixed."""
     dtype = past.checkpoint.dtype(f"{MODEL}embed.weight")
     if config.precision == "auto" and dtype in PRECISIONS:
-        config = config.model_copy(update={"precision": PRECISIONS[dtype]})
+        config = config.computing_in(PRECISIONS[dtype])
     lines = ["another program began this run, and which data it read is not known"]
     now = config.model_dump(mode="json")
     now["data"]["sequence"] = config.sequence

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 
 from neoxkit.config.optimizer import Schedule
 from neoxkit.config.run import RunConfig
@@ -105,3 +107,19 @@ def length_after(config: RunConfig, step: int) -> int:
     done = float((step + 1) / curriculum.steps) ** (1.0 / curriculum.root)
     length = math.floor(done * (whole - curriculum.start) + curriculum.start)
     return length - length % curriculum.multiple
+
+
+def samples_by_length(config: RunConfig, steps: int, step: int = 0, samples: int = 0) -> Mapping[int, int]:
+    """How many samples of each length the `steps` learn from that follow `step` completed ones and `samples`.
+
+    Example: size 2, 4 steps, samples of 8 tokens after a step of 4: {4: 2, 8: 6}.
+    """
+    warmup, curriculum, end = config.batch.warmup, config.data.curriculum, step + steps
+    found: Counter[int] = Counter()
+    while step < end and ((warmup and samples < warmup.samples) or (curriculum and step + 1 < curriculum.steps)):
+        size = batch_after(config, samples)
+        found[length_after(config, step)] += size
+        step, samples = step + 1, samples + size
+    if step < end:
+        found[config.sequence] += (end - step) * config.batch.size
+    return found

@@ -6,6 +6,7 @@ Training never waits or fails for one: a tracker that raises is warned of once, 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -48,8 +49,8 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show the numbers of a step."""
 
-    def close(self) -> None:
-        """Send what is left."""
+    def close(self, code: int, cause: str) -> None:
+        """Send what is left of a run that ends with an exit code; `cause` is why, where that is not 0."""
 
 
 class TensorBoard:
@@ -65,8 +66,8 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self, code: int, cause: str) -> None:
+        """Write what is left. TensorBoard has no word for how a run ends."""
         self._writer.close()
 
 
@@ -95,9 +96,9 @@ class WeightsAndBiases:
         """Queue the numbers of a step."""
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
-        """Send what is left."""
-        self._run.finish()
+    def close(self, code: int, cause: str) -> None:
+        """Send what is left; the run is shown as failed where the code is not 0."""
+        self._run.finish(exit_code=code)
 
 
 _NOTHING_ELSE: dict[str, Any] = {
@@ -116,6 +117,7 @@ class CometExperiment:
     """An experiment of Comet; with `offline`, an archive in a folder, for `comet upload`."""
 
     def __init__(self, config: RunConfig, options: Comet, folder: Path) -> None:
+        os.environ.setdefault("COMET_ERROR_TRACKING_ENABLE", "false")  # it would tell others of this program's errors
         import comet_ml
 
         known = _identities(folder).get("comet")
@@ -140,8 +142,11 @@ class CometExperiment:
         """Queue the numbers of a step."""
         self._experiment.log_metrics(dict(values), step=step)
 
-    def close(self) -> None:
-        """Send what is left."""
+    def close(self, code: int, cause: str) -> None:
+        """Send what is left, and how the run ends among the "other" values: a client cannot set its state."""
+        self._experiment.log_other("exit_code", code)
+        if cause:
+            self._experiment.log_other("ended_by", cause)
         self._experiment.end()
 
 
@@ -162,11 +167,11 @@ class Trackers:
             with self._forgiving(name):
                 tracker.log(record["step"], values)
 
-    def close(self) -> None:
-        """Let each send what is left."""
+    def close(self, code: int = 0, cause: str = "") -> None:
+        """Let each send what is left of a run that ends with an exit code, for a cause where that is not 0."""
         for name, tracker in list(self._open.items()):
             with self._forgiving(name):
-                tracker.close()
+                tracker.close(code, cause)
         self._open.clear()
 
     @contextmanager

@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from refusal import Case, check, check_line, check_untouched, cut, edit, everything, run, write
+
+from neoxkit.cli import explain
 
 USAGE = [
     Case("unknown command", "trian run.yaml", "no such command 'trian'. Did you mean 'train'?"),
@@ -167,3 +170,27 @@ def test_a_process_says_the_same(args: list[str | bytes], says: str, here: Path)
     done = subprocess.run([sys.executable, "-m", "neoxkit", *args], capture_output=True, text=True, check=False)
     check_line(done.returncode, done.stdout, done.stderr, Case("", "", says))
     check_untouched(before, everything(here))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "the computer's memory is full: more was asked for than there is; lower batch.micro, or see"),
+        (
+            type("OutOfMemoryError", (RuntimeError,), {})(
+                "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which"
+            ),
+            "the GPU's memory is full: 20.00 GiB more were asked for; lower batch.micro, or see `neoxkit plan`",
+        ),
+    ],
+    ids=["cpu", "gpu"],
+)
+def test_memory_that_is_not_there_is_one_line(error: Exception, says: str) -> None:
+    assert (explain(error) or "").startswith(says)
+
+
+def test_torch_says_of_a_cpu_what_is_looked_for() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 59, dtype=torch.uint8)
+    assert (explain(raised.value) or "").startswith("the computer's memory is full: 5764607")
+    assert explain(RuntimeError("the shapes do not fit")) is None

@@ -60,6 +60,24 @@ def test_later_files_and_then_overrides_win(base: Path, tmp_path: Path) -> None:
     assert (run.optimizer.lr, run.optimizer.betas, run.steps) == (1e-3, (0.9, 0.95), 9)
 
 
+def test_the_kind_that_goes_without_saying_is_no_other_kind(base: Path) -> None:
+    run = load_run([base], ["model.norm.eps=0.5", "model.norm.kind=layer", "optimizer.kind=adamw"])
+    assert run.model.norm.eps == 0.5
+    assert run.optimizer == load_run([base]).optimizer
+
+
+def test_another_kind_lacks_what_the_first_had(base: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_run([base], ["optimizer.kind=muon"])
+    line = next(n for n, text in enumerate(base.read_text().splitlines(), 1) if text.startswith("optimizer:"))
+    assert str(raised.value) == (
+        f"--set optimizer.kind: optimizer.lr is missing: optimizer of kind muon takes the place of the adamw at "
+        f"{base}:{line}, with all of it; give optimizer.lr too; `neoxkit config explain optimizer` lists what each "
+        "kind has"
+    )
+    assert load_run([base], ["optimizer.kind=muon", "optimizer.lr=0.02"]).optimizer.kind == "muon"
+
+
 def test_another_kind_replaces_the_node(base: Path) -> None:
     assert load_run([base], ["model.position.base=5e5"]).model.position.fraction == 0.25  # type: ignore[union-attr]
     assert load_run([base], ["model.position={kind: alibi}"]).model.position.kind == "alibi"

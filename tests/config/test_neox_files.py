@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from neoxkit.cli import main
 from neoxkit.config.load import load_run, load_tree, spell, spell_neox, validate
 from neoxkit.config.neox.write import lost
+from neoxkit.config.parallel import LossScale
 from neoxkit.config.run import RunConfig
 from neoxkit.errors import ConfigError
 
@@ -77,7 +78,6 @@ LOADS: dict[str, tuple[list[str], list[str], dict[str, Any]]] = {
             "model.mlp.activation": "gelu_tanh",
             "model.mixer.bias": True,
             "batch.accumulation": 4,
-            "loss_scale.initial": 4096.0,
             "save.steps": (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
             "data.valid": "tokens/pile",
             "data.split": None,
@@ -323,3 +323,59 @@ def test_what_is_missing_is_said_in_gpt_neoxs_words(tmp_path: Path) -> None:
             load_run([path])
     path.write_text(text + "".join(needed))
     validate(load_tree([path]))
+
+
+def test_what_a_later_word_makes_pointless_is_passed_over(tmp_path: Path) -> None:
+    """Of a file of gpt-neox; who writes neoxkit's own options is told of a contradiction."""
+    path = FOLDER / "pythia.yml"
+    given = load_run([path], [VOCAB])
+    assert (given.precision, given.loss_scale.initial) == ("fp16", 4096.0)
+    assert given.deepspeed.zero_optimization.allgather_bucket_size == 500000000
+    tree = load_tree([path], [VOCAB, "precision=bf16", "zero.stage=3"])
+    run = validate(tree)
+    assert run.loss_scale == LossScale()
+    assert run.deepspeed.zero_optimization.allgather_bucket_size is None
+    assert run.deepspeed.zero_optimization.reduce_bucket_size == 500000000
+    told = "\n".join(tree.notes)
+    assert "pythia.yml:60 (fp16.initial_scale_power) is passed over: precision is bf16" in told
+    assert "(zero_optimization.allgather_bucket_size) is passed over: zero.stage is 3" in told
+    own = tmp_path / "own.yaml"
+    own.write_text(spell(load_tree([path], [VOCAB])))
+    with pytest.raises(ConfigError, match="loss_scale is of precision fp16, and precision is bf16"):
+        load_run([own], ["precision=bf16"])
+
+
+def neox(tmp_path: Path, **options: Any) -> tuple[RunConfig, str]:
+    """A small file of gpt-neox with options of its own, as a run, and what is told of it."""
+    path = tmp_path / "own.yml"
+    layers = {"num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 16}
+    run = {"train_iters": 10, "train_batch_size": 4, "data_path": "tokens", "save": "run", "eval_iters": 0}
+    path.write_text(yaml.safe_dump({**layers, **run, **options}))
+    tree = load_tree([path], [VOCAB])
+    return validate(tree), "\n".join(tree.notes)
+
+
+def test_what_deepspeed_would_pass_over_is_told_and_not_passed_on(tmp_path: Path) -> None:
+    tuning = {"stage": 1, "stage3_max_live_parameters": 5, "sub_group_size": 5, "overlap_comm": True}
+    passed = {"prescale_gradients": True, "gradient_predivide_factor": 2.0}
+    profiler = {"enabled": True, "profile_step": 10}
+    run, told = neox(tmp_path, zero_optimization=tuning, flops_profiler=profiler, comms_logger={}, **passed)
+    assert run.deepspeed.zero_optimization.model_dump(exclude_none=True) == {"overlap_comm": True}
+    assert run.deepspeed.prescale_gradients
+    assert run.deepspeed.gradient_predivide_factor is run.deepspeed.flops_profiler is None
+    for said in (
+        "zero_optimization.stage3_max_live_parameters, zero_optimization.sub_group_size are passed over: ZeRO stage 1",
+        "gradient_predivide_factor is passed over: prescale_gradients decides",
+        "flops_profiler is passed over: its profile_step never comes",
+    ):
+        assert said in told
+
+
+def test_a_pipeline_in_half_precision_has_zero_1_whatever_the_file_says(tmp_path: Path) -> None:
+    half = {"precision": "bfloat16", "pipe_parallel_size": 2}
+    for options in ({}, {"zero_stage": 0}, {"zero_optimization": {"stage": 0, "overlap_comm": True}}):
+        run, told = neox(tmp_path, **half, **options)
+        assert run.zero.stage == 1
+        assert ("stage is passed over: in half precision a pipeline has ZeRO 1" in told) == bool(options)
+        assert ("overlap_comm is passed over: a pipeline" in told) == ("zero_optimization" in options)
+    assert neox(tmp_path, pipe_parallel_size=2, zero_optimization={"stage": 0})[0].zero.stage == 0

@@ -69,7 +69,18 @@ def test_explain_and_the_page_say_it() -> None:
     page = markdown()
     for name in (*OPTIONS, *RETIRED, *RENAMED):
         assert f"| `{name}` |" in page
-    for name, said in (("rotary-pct", "mapped: model.position.fraction"), ("gas", "mapped: batch.accumulation")):
+    for name, said in (
+        (
+            "rotary-pct",
+            "rotary_pct, of gpt-neox\n    becomes model.position.fraction\n    number; default there: 1.0\n",
+        ),
+        ("gas", "gas is today gradient_accumulation_steps, of gpt-neox\n    becomes batch.accumulation\n"),
+        ("checkpoint-factor", "    becomes save.every; with checkpoint_scale log it becomes save.log_factor\n"),
+        ("data_impl", "    is refused, unless it is infer or mmap: the old format"),
+        ("elasticity", "    is refused: a batch that follows the devices; leave it out"),
+        ("comms_logger", "    goes to DeepSpeed, as deepspeed.comms_logger\n"),
+        ("hysteresis", "    is ignored: the block fp16 decides"),
+    ):
         done = CliRunner().invoke(main, ["config", "explain", name])
         assert done.exit_code == 0
         assert said in done.stdout
@@ -335,7 +346,10 @@ def test_what_a_run_has_no_use_for_is_told() -> None:
         assert [line for line in noted(**unheard) if nothing in line], unheard
     assert noted(seq_length=16, lr_decay_iters=5, optimizer_type="adam", attention_config=[[["global"], 2]]) == []
     assert noted(rope_fusion=True, layernorm_fusion=True) == [
-        "gpt-neox's rope_fusion, layernorm_fusion are passed over: kernels are chosen by what the device can do"
+        (
+            "gpt-neox's rope_fusion, layernorm_fusion are passed over: norms, rotary and activations are fused by "
+            "kernels.compile, which is off unless it is asked for"
+        )
     ]
     assert validate(translate(Mix.of({**COMPLETE, "use_comet": True}, "a"))).logging.comet
 

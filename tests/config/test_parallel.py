@@ -35,6 +35,14 @@ NOISE = {"batch": {"size": 4, "micro": 1}, "logging": {"every": 1, "noise_scale"
         ({"mesh": {"pp": 9}}, "mesh.pp 9 is more stages than the model's 2 layers"),
         ({"profile": {"first": 2, "last": 2000}}, "profile.last 2000 is after the last step"),
         ({"mesh": {"cp": 2, "pp": 2}}, "mesh.cp 2 with mesh.pp 2"),
+        ({"mesh": {"cp": 2, "sequence_parallel": True}}, "mesh.sequence_parallel divides tokens over tp, and mesh.tp"),
+        ({"recompute": {"every": 2}}, "recompute: every is of the layers that are recomputed, and layers is none; set"),
+        ({"loss_scale": {"initial": 8.0}}, "loss_scale is of precision fp16, and precision is fp32"),
+        ({"loss_scale": {"initial": 8.0}, "precision": "auto"}, "loss_scale is of precision fp16"),
+        ({"loss_scale": {"fixed": True, "window": 2}, "precision": "fp16"}, "loss_scale: window says how"),
+        ({"loss_scale": {"initial": 2.0, "lowest": 4.0}, "precision": "fp16"}, "lowest 4 is above initial 2"),
+        ({"faults": {"window": 5}}, "faults: window is of the mean that spike is measured from"),
+        ({"data": {"valid": None}, "evaluation": {"batches": 2}}, "evaluation.batches is given without data.valid"),
         ({"mesh": {"cp": 2}, **NOISE}, "logging.noise_scale with mesh.cp 2"),
         (
             {"mesh": {"cp": 4}, "data": {"curriculum": {"start": 2, "steps": 2, "multiple": 2}}},
@@ -51,7 +59,11 @@ def test_what_does_not_go_together_is_refused(options: dict[str, Any], said: str
 
 @pytest.mark.parametrize(
     ("save", "said"),
-    [({"steps": [2, -1]}, "must each be at least 0"), ({"log_last": 5}, "log_factor, which is not given")],
+    [
+        ({"steps": [2, -1]}, "must each be at least 0"),
+        ({"log_last": 5}, "log_factor, which is not given"),
+        ({"keep_every": 5}, "save: keep_every is what stays beside keep_last, which is not given"),
+    ],
 )
 def test_saves_that_never_come_are_refused(save: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -44,4 +44,21 @@ def test_config_commands(tmp_path: Path) -> None:
     explained = runner.invoke(command, ["explain", "optimizer.lr"]).output
     assert "The highest learning rate" in explained
     assert "must be given" in explained
+    assert explained.count("optimizer.lr") == 1, "all kinds have it alike"
     assert runner.invoke(command, ["explain", "optimizer.lrx"]).exception is not None
+
+
+def test_a_section_is_explained_kind_by_kind() -> None:
+    def explained(key: str) -> list[str]:
+        return CliRunner().invoke(command, ["explain", key]).output.splitlines()
+
+    assert explained("model.position")[:5] == [
+        "model.position, with kind: rotary",
+        "    Rotary positions (arXiv 2104.09864) over the first part of each head; pairs are (j, j + half).",
+        "model.position.base",
+        "    Frequencies are base^(-2j / rotated dimensions).",
+        "    number, above 0; default: 10000.0",
+    ]
+    assert explained("optimizer.kind")[2].startswith("    adamw8bit: AdamW whose moments take a byte")
+    assert "optimizer.betas, with kind: adamw or adamw8bit" in explained("optimizer.betas")
+    assert explained("save.background")[-1] == "    auto, always, never; default: auto"

@@ -159,5 +159,12 @@ def test_golden_splits(weights: str, documents: int, borders: list[int]) -> None
 
 @pytest.mark.parametrize("weights", ["", "a,b", "1,2,3,4", "0,0", "-1,2", "nan"])
 def test_a_wrong_split_is_refused(weights: str) -> None:
-    with pytest.raises(DataError, match="not up to three weights"):
+    with pytest.raises(DataError, match=r"data\.split .* is not up to three weights"):
         split(weights, 10)
+
+
+def test_more_epochs_than_memory_holds_are_refused() -> None:
+    """A mistyped number of steps, say: nothing else would tell that it is one."""
+    for rows in (10**15, 10**19):
+        with pytest.raises(DataError, match=r"epochs of 2 documents are too many .*; lower steps"):
+            pack(np.array([5, 6]), np.array([0, 1]), 4, seed=0, rows=rows)

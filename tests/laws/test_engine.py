@@ -15,7 +15,10 @@ from deepspeed_ranks import Chain, Link, prepare
 
 from neoxkit.mesh import Mesh
 
-pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+pytestmark = [
+    pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed"),
+    pytest.mark.timeout(600),
+]
 
 DP, TP, BOTH = Mesh(dp=4), Mesh(tp=4), Mesh(tp=2, dp=2)
 PIPE, PIPE_TP = Mesh(pp=2, dp=2), Mesh(pp=2, tp=2)
@@ -64,7 +67,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[deepspeed_ranks.Find
     return deepspeed_ranks.run(4, chains, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("chain", ["llama", "gpt-neox", "lion", "fp16", ""])
+@pytest.mark.parametrize("chain", ["llama", "gpt-neox", "lion", "fp16"])
 def test_every_engine_learns_what_one_process_does(found: list[deepspeed_ranks.Finding], chain: str) -> None:
     """Losses, norms, weights, masters, moments; over ZeRO stages and meshes, through checkpoints of each other."""
     lines = [f"{each.topic}: {each.what}" for each in found if each.case == chain]

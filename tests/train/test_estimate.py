@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_runs as runs
 from click.testing import CliRunner, Result
 
 from neoxkit.cli import main
 from neoxkit.config.load import load_run
 from neoxkit.errors import ConfigError
+from neoxkit.log import counted, sized
 from neoxkit.nn.decoder import Decoder
 from neoxkit.train.estimate import estimate, machine_of
+from neoxkit.train.feed import Feed
 from neoxkit.train.flops import count
+from neoxkit.train.schedule import samples_after, samples_by_length
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
+WARMUP = {"start": 1, "increment": 1, "samples": 10}
+CURRICULUM = {"curriculum": {"start": 2, "steps": 5, "multiple": 2}}
 RUN = ("batch.size=1024", "steps=143000", "data.train=x", "save.folder=x")
 
 
@@ -51,6 +57,49 @@ def test_time_and_cost_follow_from_operations_and_speed() -> None:
     assert found.flops_per_token * tokens == pytest.approx(run)
     assert found.seconds == pytest.approx(run / (8 * 312e12 * 0.5))
     assert found.cost == pytest.approx(run / (8 * 312e12 * 0.5) / 3600 * 8 * 2.0)
+
+
+def test_batches_and_samples_that_grow_are_counted_as_they_are_made(tmp_path: Path) -> None:
+    """As the feed makes them; and a plan says that they are."""
+    runs.write_tokens(tmp_path)
+    for data, warmup in (({}, WARMUP), (CURRICULUM, None), (CURRICULUM, WARMUP)):
+        made = runs.config(
+            "gpt_neox",
+            tmp_path,
+            data={"train": str(tmp_path / "tokens"), **data},
+            batch={"size": 4, "micro": 1, **({"warmup": warmup} if warmup else {})},
+            steps=9,
+        )
+        feed, samples, tokens, flops = Feed(made), 0, [], 0
+        for step in range(made.steps):
+            batches = list(feed.batches(samples, step))
+            samples += sum(len(batch.ids) for batch in batches)
+            tokens.append(sum(batch.labels.numel() for batch in batches))
+            flops += sum(count(made.model, batch.ids.shape[1]).training for batch in batches)
+        found = estimate(made, machine_of(made, 1, None, None, 0.4, None))
+        assert found.tokens == sum(tokens) < 9 * 4 * made.sequence
+        assert found.run_flops == flops
+        assert "; fewer a step at first" in "\n".join(found.lines())
+        for done in range(made.steps):
+            lengths = samples_by_length(made, made.steps - done, done, samples_after(made, done))
+            assert sum(length * number for length, number in lengths.items()) == sum(tokens[done:])
+
+
+def test_sizes_are_told_in_the_unit_that_fits() -> None:
+    tiny = estimate(runs.config(), machine_of(runs.config(), 1, None, None, 0.4, None))
+    lines = {line[:14].strip(): line[14:].strip() for line in tiny.lines()}
+    assert lines["memory, kB"].endswith("total")
+    assert float(lines["a device"].split()[-1]) == pytest.approx(tiny.memory[0].total / 1e3, abs=0.01)
+    assert lines["a step"] == "4 samples of 12 tokens, in 2 micro-batches of 2 on 1 rank"
+    assert [sized(n) for n in (0, 999, 1e3, 1.25e6, 3e9, 5e12)] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "1.2 MB",
+        "3.0 GB",
+        "5.0 TB",
+    ]
+    assert [counted(n, "batch") for n in (0, 1, 1200)] == ["0 batches", "1 batch", "1,200 batches"]
 
 
 def test_a_machine_is_what_is_said_of_it() -> None:

@@ -18,7 +18,7 @@ from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.cli.train import command
 from neoxkit.data.sidecar import Sidecar, path_of, write_sidecar
 from neoxkit.errors import CheckpointError, ConfigError, DataError, NeoxkitError
-from neoxkit.train import begin, metrics
+from neoxkit.train import begin, loop, metrics
 from neoxkit.train.engine import TrainingError
 from neoxkit.train.loop import Outcome, train
 from neoxkit.train.saving.saver import alone_in
@@ -58,6 +58,21 @@ def test_the_losses_are_drawn(folder: Path) -> None:
     start(folder, "evaluation.every=1", steps=2)
     assert metrics.draw(folder / "run") == folder / "run" / "loss.png"
     assert (folder / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_tidied(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it removed an old checkpoint, or drew: there is nothing to train, and what it left would stay for ever."""
+    start(folder, "save.every=1", steps=2)
+    left = folder / "run" / ".step-00000000.a1b2c3.deleted"
+    (left / "files").mkdir(parents=True)
+    (left / "neoxkit.lock").touch()
+    (folder / "run" / ".loss.png.partial").touch()
+    monkeypatch.setattr(loop, "draw", metrics.draw)
+    assert start(folder, "save.every=1", steps=2).position.step == 2
+    assert not [path.name for path in (folder / "run").iterdir() if path.name.startswith(".")]
+    assert (folder / "run" / "loss.png").is_file()
 
 
 def test_without_matplotlib_a_note_takes_the_curves_place(

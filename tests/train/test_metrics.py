@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from neoxkit.train import live, metrics
+from neoxkit.train.engine import TrainingError
 from neoxkit.train.live import Live, curve
 from neoxkit.train.metrics import Metrics
 from neoxkit.train.trackers import Trackers
@@ -53,8 +54,8 @@ def test_trackers_are_told_of_steps_and_evaluations_and_closed(tmp_path: Path) -
         def log(self, step: int, values: object) -> None:
             told.append((step, values))
 
-        def close(self) -> None:
-            told.append("closed")
+        def close(self, code: int, cause: str) -> None:
+            told.append((code, cause))
 
     with Metrics(tmp_path, 0, 5, 9, Trackers({"test": Tracker})) as running:
         running.step(record(1))
@@ -63,7 +64,12 @@ def test_trackers_are_told_of_steps_and_evaluations_and_closed(tmp_path: Path) -
         1,
         {"train/loss": 2.0, "train/gradient_norm": 0.5, "train/learning_rate": 1e-3, "speed/seconds": 0.5},
     )
-    assert told[1:] == [(1, {"valid/loss": 2.5}), "closed"]
+    assert told[1:] == [(1, {"valid/loss": 2.5}), (0, "")]
+    with pytest.raises(TrainingError), Metrics(tmp_path, 0, 5, 9, Trackers({"test": Tracker})):
+        raise TrainingError("the loss is nan", "lower optimizer.lr")
+    with Metrics(tmp_path, 0, 5, 9, Trackers({"test": Tracker})) as running:
+        running.code = 143  # as the loop says when it was stopped
+    assert told[3:] == [(2, "the loss is nan; lower optimizer.lr"), (143, "signal 15")]
 
 
 def test_other_processes_write_and_show_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

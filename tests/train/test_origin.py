@@ -76,6 +76,24 @@ def test_what_is_not_stated_is_as_the_loaded_weights_have_it(folder: Path, capsy
     assert (second.position.step, third.position.step) == (1, 2)
 
 
+def test_a_load_that_a_run_did_not_begin_with_is_told_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not read again, and whoever changed it would think that it was."""
+    first, other = (str(start(tree(folder, name, steps=1)).checkpoint) for name in ("first", "other"))
+    begun = tree(folder, "second", steps=1, load=first)
+    start(begun)
+    for steps, load, told in ((2, first, None), (3, other, f"began with {first}, and goes on"), (4, None, None)):
+        capsys.readouterr()
+        start({**begun, "steps": steps, "load": load})
+        said = capsys.readouterr().err
+        if told is None:
+            assert "load: " not in said
+        else:
+            assert f"warning: load: {load} is not read: the run in {folder / 'second'}" in said
+            assert told in said
+    start(tree(folder, "first", steps=2, load=other))
+    assert "began with random weights, and goes on" in capsys.readouterr().err
+
+
 def test_what_is_stated_otherwise_than_the_loaded_weights_have_it_is_told(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,8 +13,10 @@ from neoxkit.config.parallel import LossScale
 from neoxkit.errors import ConfigError
 from neoxkit.nn.decoder import pieces
 from neoxkit.parallel import device
+from neoxkit.train import begin
 from neoxkit.train.engine import TrainingError
 from neoxkit.train.objectives.lm import NextToken
+from neoxkit.train.origin import Origin
 from neoxkit.train.plain import PlainEngine
 from neoxkit.train.precision import Scaler, check_precision, choose_precision
 
@@ -44,9 +46,19 @@ def test_fp16_on_a_cpu_is_of_the_plain_engine() -> None:
 
 def test_what_is_chosen_is_compared_with_the_other_options() -> None:
     """Before an engine is built, so that --dry-run tells it too."""
-    chosen = runs.config(mesh={"pp": 2}).model_copy(update={"precision": "bf16"})
+    chosen = runs.config(mesh={"pp": 2}, zero={"stage": 0}).model_copy(update={"precision": "bf16"})
     with pytest.raises(ConfigError, match=r"zero.stage 0 with precision bf16"):
         check_precision(chosen, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("chosen", "stage"), [("bf16", 1), ("fp32", 0)])
+def test_a_pipeline_has_the_zero_stage_that_its_chosen_precision_needs(
+    monkeypatch: pytest.MonkeyPatch, chosen: str, stage: int
+) -> None:
+    """On a GPU auto is bf16, which nobody stated; so nobody need state the stage."""
+    monkeypatch.setattr(begin, "choose_precision", lambda config, device: chosen)
+    config = begin.decide(runs.config(mesh={"pp": 2}, precision="auto"), {}, Origin(), torch.device("cuda"))
+    assert (config.precision, config.zero.stage) == (chosen, stage)
 
 
 @pytest.mark.parametrize(("window", "hysteresis"), [(4, 2), (3, 1), (7, 3), (1, 2)])
@@ -70,7 +82,8 @@ def test_the_scale_moves_as_deepspeeds(monkeypatch: pytest.MonkeyPatch, window: 
 
 
 def test_a_fixed_scale_stays() -> None:
-    scaler = Scaler(LossScale(initial=8.0, window=1, fixed=True, most_skipped=3))
+    options = LossScale(initial=8.0, fixed=True, most_skipped=3)
+    scaler = Scaler(options.model_copy(update={"window": 1}))
     for finite in (True, True, False, False, False):
         assert not scaler.exhausted
         scaler.judge(finite)

@@ -71,13 +71,25 @@ def test_a_spike_is_gone_back_from(
     told = capsys.readouterr().err
     assert asked == [(1, 0), (2, 4), (3, 8), (4, 12), (3, 16), (4, 20), (5, 24), (6, 28)]
     assert "step 4: the loss is 9.0000, and the mean of the last 2 steps 4." in told
-    assert "faults.rewinds 1 are used up" in told  # the seventh that is made spikes too
+    spike = told[told.index("warning: step 5: the loss is 9.0000") :].partition("\n")[0]  # the seventh that is made
+    assert spike.endswith("; 1 rewind did not help, and faults.rewinds allows no more")
 
 
 def test_without_rewinds_the_run_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_at(monkeypatch, {2})
     with pytest.raises(TrainingError, match="step 2: the loss is nan"):
         start(folder, "save.every=1", steps=4)
+
+
+def test_when_rewinds_are_used_up_the_run_ends_and_says_how_many_were_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    break_at(monkeypatch, {2, 4, 6})
+    with pytest.raises(TrainingError) as raised:
+        start(folder, "save.every=1", "faults.rewinds=2", steps=4)
+    assert raised.value.cause == ("step 4: the loss is nan; 2 rewinds did not help, and faults.rewinds allows no more")
+    assert raised.value.remedy == "lower optimizer.lr"
+    assert capsys.readouterr().err.count("back to") == 2
 
 
 def test_nothing_saved_is_nothing_to_go_back_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,12 +37,12 @@ def config(folder: Path, **logging: Any) -> RunConfig:
     return runs.config("gpt_neox", folder, logging={"every": 1, **logging})
 
 
-def tell(config: RunConfig, folder: Path, begun: int = 0) -> None:
+def tell(config: RunConfig, folder: Path, begun: int = 0, code: int = 0) -> None:
     folder.mkdir(exist_ok=True)
     opened = open_trackers(config, folder, begun)
     for record in RECORDS:
         opened.log(record)
-    opened.close()
+    opened.close(code, "the loss is nan" if code else "")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -107,6 +107,8 @@ def offline_run(folder: Path) -> dict[str, Any]:
             found["config"] = {item.key: json.loads(item.value_json) for item in record.run.config.update}
             found.update(id=record.run.run_id, project=record.run.project, group=record.run.run_group)
             found["name"] = record.run.display_name
+        if record.WhichOneof("record_type") == "exit":
+            found["code"] = record.exit.exit_code
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
             found["history"].append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items})
@@ -125,12 +127,13 @@ def test_weights_and_biases_keeps_what_was_told(
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     folder = tmp_path / "small-run"
     told = config(tmp_path, wandb={"project": "tiny", "group": "pairs"})
-    tell(told, folder)
+    tell(told, folder, code=2)
     assert "warning" not in capsys.readouterr().err
     until = time.monotonic() + 60
-    while "project" not in (found := offline_run(folder)) and time.monotonic() < until:
+    while "code" not in (found := offline_run(folder)) and time.monotonic() < until:
         time.sleep(0.5)  # a process of its own writes the file, and is not always waited for
     assert (found["project"], found["group"], found["name"]) == ("tiny", "pairs", "small-run")
+    assert found["code"] == 2, "a run that failed is not shown as finished"
     assert found["config"]["steps"] == told.steps
     for name, values in TOLD.items():
         assert {row["_step"]: row[name] for row in found["history"] if name in row} == pytest.approx(values)
@@ -146,13 +149,15 @@ def test_weights_and_biases_keeps_what_was_told(
 def test_comet_keeps_what_was_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("comet_ml")
     folder = tmp_path / "small-run"
-    tell(config(tmp_path, comet={"project": "tiny", "offline": str(tmp_path / "comet")}), folder)
+    tell(config(tmp_path, comet={"project": "tiny", "offline": str(tmp_path / "comet")}), folder, code=2)
     assert "warning: Comet" not in capsys.readouterr().err
     (archive,) = (tmp_path / "comet").glob("*.zip")
     with zipfile.ZipFile(archive) as opened:
         messages = [json.loads(line) for line in opened.read("messages.json").decode().splitlines()]
         about = json.loads(opened.read("experiment.json"))
     assert about["project_name"] == "tiny"
+    others = {each["payload"]["key"]: each["payload"]["value"] for each in messages if each["type"] == "log_other"}
+    assert (others["exit_code"], others["ended_by"]) == (2, "the loss is nan")
     found: dict[str, dict[int, float]] = {}
     for message in messages:
         metric = message.get("payload", {}).get("metric")
@@ -187,7 +192,7 @@ class Failing:
         if len(self.told) > 1:
             raise ConnectionError("the service\nis gone")
 
-    def close(self) -> None:
+    def close(self, code: int, cause: str) -> None:
         raise AssertionError("it was left out")
 
 
@@ -199,7 +204,7 @@ def test_a_tracker_that_fails_is_warned_of_once(capsys: pytest.CaptureFixture[st
         def log(self, step: int, values: Mapping[str, float]) -> None:
             told.append(step)
 
-        def close(self) -> None:
+        def close(self, code: int, cause: str) -> None:
             told.append(-1)
 
     opened = Trackers({"Broken": failing_opener, "Failing": lambda: failing, "Sound": Sound})

@@ -108,11 +108,19 @@ def _row(option: Option) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", "\\n") for cell in cells) + " |"
 
 
+def verb(option: Option) -> str:
+    """What is done with an option, before what `explain` says."""
+    verbs = {"mapped": "becomes", "passed on": "goes to DeepSpeed, as", "ignored": "is ignored:"}
+    fine = dict.fromkeys(spelled(value) for value in (option.default, *option.harmless) if value is not None)
+    other = f", unless it is {' or '.join(fine)}" if fine else ""
+    return verbs.get(option.becomes, f"is refused{other}:")
+
+
 def explain(option: Option) -> str:
     """What becomes of an option, in one line."""
     if option.becomes in ("mapped", "passed on"):
         said = re.sub(r"[\w.]+\.\w+|^\w+$", r"`\g<0>`", option.target)
-        return said + (f": {option.says}" if option.says else "")
+        return said + (f"; {option.says}" if option.says else "")
     return option.says + (f"; {option.instead}" if option.instead else "")
 
 

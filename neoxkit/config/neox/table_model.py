@@ -13,6 +13,7 @@ INITS = (
 )
 
 KERNELS = "kernels are chosen by what the device can do"
+FUSED = "norms, rotary and activations are fused by kernels.compile, which is off unless it is asked for"
 SCALENORM = "of ScaleNorm alone, and `norm: scalenorm` is refused"
 RELATIVE = "of relative positions alone, and `pos_emb: rpe` is refused"
 GMLP = "of gMLP layers alone, and they are refused"
@@ -41,8 +42,8 @@ OPTIONS: tuple[Option, ...] = (
     mapped("sliding_window_width", WHOLE, None, "model.mixer.window", "one more, for the token itself"),
     mapped("max_position_embeddings", WHOLE, None, "model.context"),
     mapped("norm", NORMS, "layernorm", "model.norm.kind", "layernorm is layer, rmsnorm is rms; others are refused"),
-    ignored("layernorm_fusion", FLAG, False, KERNELS),
-    ignored("rmsnorm_fusion", FLAG, False, KERNELS),
+    ignored("layernorm_fusion", FLAG, False, FUSED),
+    ignored("rmsnorm_fusion", FLAG, False, FUSED),
     refused(
         "use_qk_layernorm",
         FLAG,
@@ -63,7 +64,8 @@ OPTIONS: tuple[Option, ...] = (
         LIST,
         None,
         "model.mixer",
-        "global and flash are both attention; local, sparse, gmlp, amlp, rwkv and mamba layers are refused",
+        "global and flash are both attention, by the kernel of kernels.attention; local, sparse, gmlp, amlp, rwkv and "
+        "mamba layers are refused",
     ),
     refused("sparsity_config", MAPPING, None, "sparse attention", "use sliding_window_width with flash attention"),
     ignored("num_unique_layers", WHOLE, None, NOTHING),
@@ -82,12 +84,12 @@ OPTIONS: tuple[Option, ...] = (
         "model.mlp.activation and model.mlp.gated",
         "geglu, reglu and swiglu have a gate; swish is silu; softsign, mish, bilinear and glu are refused",
     ),
-    ignored("use_flashattn_swiglu", FLAG, False, KERNELS),
+    ignored("use_flashattn_swiglu", FLAG, False, FUSED),
     ignored("scaled_upper_triang_masked_softmax_fusion", FLAG, False, KERNELS),
     ignored("scaled_masked_softmax_fusion", FLAG, False, KERNELS),
     mapped("bias_gelu_fusion", FLAG, False, "model.mlp.activation", "gelu becomes gelu_tanh, as in its fused kernel"),
-    ignored("bias_dropout_fusion", FLAG, False, KERNELS),
-    ignored("rope_fusion", FLAG, False, KERNELS),
+    ignored("bias_dropout_fusion", FLAG, False, FUSED),
+    ignored("rope_fusion", FLAG, False, FUSED),
     ignored("fused_kernels_build_path", TEXT, None, KERNELS),
     ignored("fp16_lm_cross_entropy", FLAG, False, "the loss is computed in fp32"),
     mapped("init_method_std", NUMBER, 0.02, "init.std"),

@@ -35,7 +35,7 @@ OPTIONS: tuple[Option, ...] = (
         MAPPING,
         None,
         "optimizer",
-        "type: Adam and CPU_Adam are adamw, Lion lion, SGD sgd; OneBitAdam, SM3 and madgrad_wd are refused",
+        "of its types Adam and CPU_Adam are adamw, Lion lion, SGD sgd; OneBitAdam, SM3 and madgrad_wd are refused",
     ),
     ignored("scheduler", MAPPING, None, "only OneBitAdam used it; `lr_decay_style` decides"),
     ignored("fp32_allreduce", FLAG, False, "gradients are summed in fp32"),

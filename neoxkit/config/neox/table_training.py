@@ -108,8 +108,8 @@ OPTIONS: tuple[Option, ...] = (
         TEXT,
         None,
         "load",
-        "the same folder as `save`: nothing, since a run goes on by itself. Another: with `finetune`, the weights "
-        "to begin with; else it is refused, for `neoxkit import` takes an old run over",
+        "with `finetune`: the weights to begin with. Without, the same folder as `save` says nothing, since a run goes "
+        "on by itself, and another is refused, for `neoxkit import` takes an old run over",
     ),
     ignored(
         "checkpoint_validation_with_forward_pass",
@@ -117,8 +117,14 @@ OPTIONS: tuple[Option, ...] = (
         False,
         "tensors have checksums, which `neoxkit verify` reads",
     ),
-    mapped("checkpoint_scale", ("linear", "log"), "linear", "save.log_factor", "log: checkpoint_factor multiplies"),
-    mapped("checkpoint_factor", NUMBER, None, "save.every", "save.log_factor with checkpoint_scale log"),
+    mapped(
+        "checkpoint_scale",
+        ("linear", "log"),
+        "linear",
+        "save.log_factor",
+        "with log, where checkpoint_factor is a factor",
+    ),
+    mapped("checkpoint_factor", NUMBER, None, "save.every", "with checkpoint_scale log it becomes save.log_factor"),
     mapped("extra_save_iters", LIST, None, "save.steps"),
     ignored("no_save_optim", FLAG, False, NOTHING),
     ignored("no_save_rng", FLAG, False, "nothing is drawn while a run goes on"),

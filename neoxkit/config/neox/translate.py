@@ -16,9 +16,9 @@ def translate(mix: Mix) -> Tree:
     draft = Draft(mix.tree)
     draft.check_refused()
     translate_model.model(draft)
-    for part in (translate_running.data, translate_running.devices, translate_running.batch):
+    for part in (translate_learning.precision, translate_learning.optimizer, translate_learning.schedule):
         part(draft)
-    for part in (translate_learning.optimizer, translate_learning.schedule, translate_learning.precision):
+    for part in (translate_running.data, translate_running.devices, translate_running.batch):
         part(draft)
     for part in (translate_running.saving, translate_running.loading, translate_running.watching):
         part(draft)

@@ -169,6 +169,8 @@ def precision(draft: Draft) -> None:
     draft.put("precision", chosen, *wanted, "precision", always=True)
     if chosen == "fp16":
         _loss_scale(draft, draft.get("fp16") or extra.get("fp16") or {})
+        for name in draft.tree.values.get("loss_scale", {}):
+            draft.tree.only["loss_scale", name] = ("precision",), ("fp16",)
 
 
 def _loss_scale(draft: Draft, block: dict[str, Any]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from typing import Any
 
-from neoxkit.config.deepspeed import DeepSpeedOptions, ZeroTuning
+from neoxkit.config.deepspeed import STAGES, DeepSpeedOptions, ZeroTuning, reads
 from neoxkit.config.neox.draft import Draft
+from neoxkit.config.run import HALF
 
 
 def data(draft: Draft) -> None:
@@ -105,6 +107,7 @@ def devices(draft: Draft) -> None:
     if draft.get("checkpoint_activations"):
         draft.put("recompute.layers", "full", "checkpoint_activations")
     _passed_on(draft, needed=stage > 0 or pp > 1)
+    _tuned(draft, stage, pp)
 
 
 def _zero(draft: Draft) -> int:
@@ -117,6 +120,10 @@ def _zero(draft: Draft) -> int:
     name = "zero_stage" if zero is None else "zero_optimization.stage"
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise draft.refuse(name, f"{stage!r:.60}", "choose 0, 1, 2 or 3")
+    half = draft.tree.values["precision"] in HALF and draft.get("pipe_parallel_size") > 1
+    if stage == 0 and half and (zero is not None or draft.has("zero_stage")):
+        draft.dropped[name] = "in half precision a pipeline has ZeRO 1, which learns the same"
+        stage = 1
     draft.put("zero.stage", stage, name)
     where: dict[str, Any] = {}
     for theirs, old in (("offload_optimizer", "cpu_offload"), ("offload_param", "cpu_offload_params")):
@@ -155,6 +162,7 @@ TUNING = (
     *("stage3_module_granularity_threshold", "use_all_reduce_for_fetch_params", "fast_sharding_for_leaf_module"),
     *("stage3_use_all_reduce_for_fetch_params", "override_module_apply", "log_trace_cache_warnings"),
 )
+PRESCALE = "prescale_gradients"
 OWN = "there is no ZeRO and no pipeline, and neoxkit's own engine trains"
 
 
@@ -165,15 +173,23 @@ def _passed_on(draft: Draft, needed: bool) -> None:
     given |= {name: f"deepspeed_extra_args.{name}" for name in extra if name not in ("fp16", "bf16")}
     for name, origin in given.items():
         value = extra[name] if "." in origin else draft.get(name)
-        off = isinstance(value, dict) and value.get("enabled") is False
+        off = isinstance(value, dict) and not value.get("enabled")
         if off or value is None or value == ANYWAY.get(name):
             continue
         if name not in DeepSpeedOptions.model_fields:
             raise draft.refuse(origin, "not passed on to DeepSpeed", "leave it out")
-        if needed:
-            draft.put(f"deepspeed.{name}", value, origin)
-        else:
+        if not needed:
             draft.dropped[origin] = OWN
+        elif name == "gradient_predivide_factor" and (draft.get(PRESCALE) or extra.get(PRESCALE)):
+            draft.dropped[origin] = f"{PRESCALE} decides"
+        elif name == "flops_profiler" and value.get("profile_step", 1) >= draft.tree.values.get("steps", math.inf):
+            draft.dropped[origin] = "its profile_step never comes"
+        else:
+            draft.put(f"deepspeed.{name}", value, origin)
+
+
+def _tuned(draft: Draft, stage: int, pp: int) -> None:
+    """What tunes ZeRO, as it is, where the stage reads it."""
     for name, value in (draft.get("zero_optimization") or {}).items():
         origin = f"zero_optimization.{name}"
         if name in OFFLOAD:
@@ -186,11 +202,17 @@ def _passed_on(draft: Draft, needed: bool) -> None:
             close = difflib.get_close_matches(name, ZeroTuning.model_fields, n=1)
             remedy = f"did you mean {close[0]}?" if close else "leave it out"
             raise draft.refuse(origin, "not passed on to DeepSpeed", remedy)
-        elif needed:
+        elif pp <= 1 and not stage:
+            draft.dropped[origin] = OWN
+        elif not reads(name, stage):
+            draft.dropped[origin] = f"ZeRO stage {stage} does not read it"
+        elif name == "overlap_comm" and pp > 1:
+            draft.dropped[origin] = "a pipeline sends gradients when all are computed"
+        else:
             whole = isinstance(value, float) and value.is_integer()
             draft.put(f"deepspeed.{origin}", int(value) if whole else value, origin)
-        else:
-            draft.dropped[origin] = OWN
+            stages = STAGES.get(name, (1, 2, 3))
+            draft.tree.only["deepspeed", "zero_optimization", name] = ("zero", "stage"), stages
 
 
 def batch(draft: Draft) -> None:

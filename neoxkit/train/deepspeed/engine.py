@@ -37,6 +37,7 @@ from neoxkit.train.deepspeed.groups import ModelParallelUnit, ensure_started
 from neoxkit.train.deepspeed.optim import GroupedOptimizer, told
 from neoxkit.train.deepspeed.settings import deepspeed_config
 from neoxkit.train.deepspeed.state import Bf16, Divided, Fragment, Layout, Plain, Scattered, fill
+from neoxkit.train.deepspeed.timing import StepTimes
 from neoxkit.train.engine import DTYPES, MASTER, Held, StepReport, TrainingError, check_shape, lookahead, master_name
 from neoxkit.train.objectives import Objective
 from neoxkit.train.precision import Scaler, loss_factor
@@ -98,6 +99,9 @@ class DeepSpeedEngine:
                 mpu=self._unit,
                 dist_init_required=False,
             )
+        self.times = StepTimes(self.runtime, bool(self.config.deepspeed.wall_clock_breakdown), self.groups.mesh.pp > 1)
+        if self.means == 1 and self.config.mesh.pp == 1 and self.config.zero.stage == 0:
+            self.runtime.enable_backward_allreduce = False  # it would copy all gradients to one buffer, and back
         self.layout = layout_of(self.runtime)
         self.flats = self.layout.flats()
         self.fragments = list(self.layout.fragments())
@@ -105,8 +109,9 @@ class DeepSpeedEngine:
 
     def _build_task(self) -> nn.Module:
         """The module that DeepSpeed calls."""
-        sequence = self.config.mesh.sequence_parallel
-        model = Decoder(self.config.model, self.device, DTYPES[self.config.precision], self.groups, sequence)
+        config, sequence = self.config, self.config.mesh.sequence_parallel
+        dtype = DTYPES[config.precision]
+        model = Decoder(config.model, self.device, dtype, self.groups, sequence, config.kernels)
         recompute(enumerate(model.layers), self.config.recompute)
         self.model = model
         return Task(model, self.objective)
@@ -131,6 +136,7 @@ class DeepSpeedEngine:
             report = self._judge(*self._sums(batches, backward=True))
             if not report.skipped:
                 self.runtime.step()
+                self.times.tell()
                 self._count_step()
         return report
 

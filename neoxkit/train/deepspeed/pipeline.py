@@ -47,10 +47,10 @@ class PipelineEngine(DeepSpeedEngine):
         from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
         mesh, config = self.groups.mesh, self.config
-        self.division = divide(self.groups, config.mesh.sequence_parallel)
+        self.division = divide(self.groups, config.mesh.sequence_parallel, config.kernels.compile)
         self._total = torch.zeros((), dtype=torch.float64, device=self.device)
         self._count = torch.zeros((), dtype=torch.float64, device=self.device)
-        row = layers(config.model, self.division, config.recompute, config.sequence)
+        row = layers(config.model, self.division, config.recompute, config.sequence, config.kernels)
         before = torch.get_default_dtype()
         torch.set_default_dtype(DTYPES[config.precision])
         try:
@@ -99,9 +99,10 @@ class PipelineEngine(DeepSpeedEngine):
         self._begin()
         with redirect_stdout(sys.stderr):
             self.runtime.train_batch(iter(given))
-            if self.config.deepspeed.wall_clock_breakdown:  # it tells times with its own progress only, which is off
-                timers = self.runtime.timers
-                timers.log([name for name in timers.timers if name.endswith("_microstep") or name in MOVED])
+            # These it tells with its own progress only, which is off.
+            self.times.tell(
+                [name for name in self.runtime.timers.timers if name.endswith("_microstep") or name in MOVED]
+            )
         told = self._told
         if isinstance(told, TrainingError):
             raise told

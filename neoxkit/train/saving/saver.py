@@ -30,6 +30,7 @@ from neoxkit.train.engine import Engine, Held
 from neoxkit.train.feed import Identity
 from neoxkit.train.resume import Past, Position
 from neoxkit.train.saving.background import Background
+from neoxkit.train.saving.exchange import pack, unpack
 from neoxkit.train.saving.order import Order, Value
 
 ASIDE = 64_000_000
@@ -178,9 +179,8 @@ class Saver:
             return [cut(specs, dtypes, ONE)]
         mine = [Holding(each.name, dtypes[each.name], each.box, each.run) for each in held]
         if self.world.highest(int(mine != self._plan[0])):
-            told = self.world.gather((mine, specs))
-            known = {name: spec for _, each in told for name, spec in each.items()}
-            self._plan = mine, deal([holdings for holdings, _ in told], known, self.config.placed)
+            found, known = unpack(self.world.gather(pack(mine, specs)))
+            self._plan = mine, deal(found, known, self.config.placed)
         return self._plan[1]
 
     def _order(self, plan: list[list[Part]], at: Position, counters: Mapping[str, Any]) -> Order:
