@@ -5,7 +5,7 @@ Shapes: B batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch
@@ -36,11 +36,13 @@ class Decoder(nn.Module):
         groups: Groups = LOCAL,
         sequence_parallel: bool = False,
         kernels: Kernels = DEFAULT,
+        built: Callable[[nn.Module], object] | None = None,
     ) -> None:
         """The part of a model that belongs at the place of `groups`. Raises ConfigError where the mesh divides no head.
 
         With `sequence_parallel` its ranks divide tokens too wherever they do not divide heads or rows:
-        less memory, the same amount sent. It is for training; decoding divides no single token.
+        less memory, the same amount sent. It is for training; decoding divides no single token. `built` is
+        called with each layer before the next is made.
         """
         super().__init__()
         self.kernels = kernels
@@ -49,18 +51,22 @@ class Decoder(nn.Module):
         torch.set_default_dtype(dtype or before)
         try:
             with torch.device(device or "cpu"):
-                self._build(config)
+                self._build(config, built)
         finally:
             torch.set_default_dtype(before)
 
-    def _build(self, config: ModelConfig) -> None:
+    def _build(self, config: ModelConfig, built: Callable[[nn.Module], object] | None) -> None:
         self.config = config
         division = self.division
         self.embed = Embed("embed", config.vocab, config.width, division=division)
         learned = isinstance(config.position, Learned)
         self.position = Embed("position", config.context, config.width, False, division) if learned else None
         self.embed_norm = build_norm(config.norm, "embed.norm", config.width, division) if config.embed_norm else None
-        self.layers = nn.ModuleList(build_block(config, layer, division) for layer in range(config.depth))
+        self.layers = nn.ModuleList()
+        for layer in range(config.depth):
+            self.layers.append(build_block(config, layer, division))
+            if built is not None:
+                built(self.layers[-1])
         compile_layers(self.layers, self.kernels.compile)
         self.norm = build_norm(config.norm, "norm", config.width, division)
         self.head = Head("head", config.vocab, config.width, self.embed if config.tied else None, division)

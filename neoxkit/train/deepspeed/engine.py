@@ -111,10 +111,17 @@ class DeepSpeedEngine:
         """The module that DeepSpeed calls."""
         config, sequence = self.config, self.config.mesh.sequence_parallel
         dtype = DTYPES[config.precision]
-        model = Decoder(config.model, self.device, dtype, self.groups, sequence, config.kernels)
+        built = self._scatter if config.zero.stage == 3 else None
+        model = Decoder(config.model, self.device, dtype, self.groups, sequence, config.kernels, built)
         recompute(enumerate(model.layers), self.config.recompute)
         self.model = model
         return Task(model, self.objective)
+
+    def _scatter(self, layer: nn.Module) -> None:
+        """Divide the weights of a layer at once, so that no rank ever has those of all layers whole."""
+        assert self._unit is not None
+        group, options = self._unit.get_data_parallel_group(), deepspeed_config(self.config)
+        self._deepspeed.zero.Init(layer, group, config_dict_or_path=options, mpu=self._unit)
 
     @property
     def means(self) -> int:
