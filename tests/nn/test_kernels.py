@@ -234,7 +234,7 @@ def test_the_fastest_that_can_run_is_chosen(setting: Setting, kernel: str) -> No
         ("flash", replace(WITH_FLASH, state=True), "does not attend to a state"),
         ("flash", replace(H100, alibi=True), "for ALiBi it needs the package flash-attn"),
         ("flex", replace(H100, device="mps"), "for GPUs, and the device is mps"),
-        ("flex", CPU, "no way back on a CPU"),
+        ("flex", CPU, "no gradients on a CPU"),
         ("flex", replace(CPU, learns=False, state=True), "does not attend to a state"),
         ("flex", V100, "needs compute capability 8.0"),
         ("flex", replace(H100, head_dim=8), "needs a head_dim of at least 16, and the model's is 8"),

@@ -62,7 +62,7 @@ def lacks(setting: Setting) -> str | None:
     if setting.device not in ("cpu", "cuda"):
         return f"flex attention is for GPUs, and the device is {setting.device}"
     if setting.device == "cpu" and setting.learns:
-        return "torch's flex attention has no way back on a CPU, so nothing can be trained with it"
+        return "torch's flex attention computes no gradients on a CPU"
     if setting.state:
         return "it does not attend to a state, as in decoding"
     if setting.device == "cpu":
