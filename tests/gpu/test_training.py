@@ -99,7 +99,7 @@ def test_a_save_holds_what_the_gpu_held_at_that_moment() -> None:
     try:
         for _ in range(2):  # the second finds the memory made and pinned
             values = [Value(str(index), box, run, each) for index, each in enumerate(numbers)]
-            order: Any = Kept([each.cpu() for each in numbers])
+            order: Any = Kept([each.cpu().clone() for each in numbers])
             background.submit(order, values)
             for each in numbers:
                 each.zero_().add_(1)
