@@ -163,7 +163,7 @@ def _variable(given: str) -> tuple[str, str]:
 def start_away(asked: Launching, config: RunConfig, program: tuple[str, ...], dry_run: bool) -> int:
     """Run the launcher's command, or write the batch script, or print what would be run; the exit code.
 
-    Raises ConfigError when the launcher is not installed.
+    Raises ConfigError when the launcher is not installed, or the script is there already.
     """
     from neoxkit.train.launch.batch_script import batch_script
     from neoxkit.train.launch.commands import by_machine, command
@@ -175,7 +175,11 @@ def start_away(asked: Launching, config: RunConfig, program: tuple[str, ...], dr
         if dry_run:
             click.echo(text, nl=False)
             return 0
-        asked.sbatch.write_text(text, encoding="utf-8")
+        try:
+            with asked.sbatch.open("x", encoding="utf-8") as script:
+                script.write(text)
+        except FileExistsError:
+            raise ConfigError(f"--sbatch {asked.sbatch}: it is there already", "remove it, or name another") from None
         size = f"{wanted.world} processes on {len(wanted.hosts)} machines"
         click.echo(f"{asked.sbatch}: {size}; run `sbatch {asked.sbatch}`")
         return 0

@@ -28,7 +28,7 @@ from neoxkit.train.resume import Position, past_of
 from neoxkit.train.saving.saver import Saver, alone_in, restore, run_folder
 from neoxkit.train.schedule import batch_after, rate_of, samples_after
 from neoxkit.train.spikes import Spikes
-from neoxkit.train.watch import Watch
+from neoxkit.train.watch import Watch, due
 
 STOPPED = 128
 """Added to the number of the signal that stopped a run: the exit code that shells expect."""
@@ -192,11 +192,6 @@ class Loop:
 
 
 _SAVE = "set save.every, or lower optimizer.lr"
-
-
-def due(step: int, every: int | None) -> bool:
-    """Whether something that happens every so many steps happens after this one."""
-    return every is not None and step % every == 0
 
 
 def evaluate(engine: Engine, feed: Feed) -> dict[str, float]:

@@ -63,7 +63,7 @@ class Watch:
         self._begun, self._data, self._waited = time.perf_counter(), 0.0, WAITED.seconds
         self._seen.clear()
         if self._noise is not None:
-            self._noise.listen(self.device, _due(step, self.config.logging.noise_scale))
+            self._noise.listen(self.device, due(step, self.config.logging.noise_scale))
 
     def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches; how long one waits for them is measured."""
@@ -99,7 +99,7 @@ class Watch:
         if self.peak is not None:
             useful, executed = self._operations()
             told["mfu"], told["hfu"] = useful / seconds / self.peak, executed / seconds / self.peak
-        if _due(step, self.config.logging.parameter_norm):
+        if due(step, self.config.logging.parameter_norm):
             told["parameter_norm"] = norm_of(self.model, self.groups)
         if self._noise is not None:
             micro_batches = len(self._seen) * self.config.dp
@@ -140,5 +140,6 @@ def norm_of(model: nn.Module, groups: Groups) -> float:
     return total.sqrt().item()
 
 
-def _due(step: int, every: int | None) -> bool:
+def due(step: int, every: int | None) -> bool:
+    """Whether something that happens every so many steps happens after this one."""
     return every is not None and step % every == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 import tiny_runs as runs
 import torch
+import yaml
 
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.nn.decoder import form_groups
@@ -16,6 +20,7 @@ from neoxkit.spec import Box, Run
 from neoxkit.train.begin import build_engine
 from neoxkit.train.engine import Engine
 from neoxkit.train.loop import train
+from neoxkit.train.memory import of_run
 from neoxkit.train.metrics import read
 from neoxkit.train.saving.background import Background
 from neoxkit.train.saving.order import Value
@@ -111,8 +116,6 @@ def test_a_save_holds_what_the_gpu_held_at_that_moment() -> None:
 
 def test_what_is_predicted_of_memory_is_what_a_step_takes(tmp_path: Path) -> None:
     """Within a fifth of what torch allocated at most, for a model whose numbers are not all rounding."""
-    from neoxkit.train.memory import of_run
-
     model = {"family": "llama", "depth": 4, "width": 512, "vocab": 8192, "context": 512, "tied": False}
     run = runs.config("llama", tmp_path, model={**runs.tree("llama", tmp_path)["model"], **model}, device="cuda",
                       precision="bf16", batch={"size": 4}).on(1)  # fmt: skip
@@ -127,12 +130,6 @@ def test_what_is_predicted_of_memory_is_what_a_step_takes(tmp_path: Path) -> Non
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs, for NCCL")
 def test_two_gpus_learn_what_one_does(tmp_path: Path) -> None:
     """Data, tensor and context parallel, and both kinds of pipeline and ZeRO, over NCCL, from the command line."""
-    import json
-    import subprocess
-    import sys
-
-    import yaml
-
     runs.write_tokens(tmp_path)
     found = {}
     meshes = {"one": {}, "dp": {"dp": 2}, "tp": {"tp": 2}, "cp": {"cp": 2}, "pp": {"pp": 2}}

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from neoxkit.config.model import ModelConfig
-from neoxkit.config.optimizer import Init
+from neoxkit.config.optimizer import Drawn, Init
 from neoxkit.nn import init
 from neoxkit.nn.decoder import Decoder, specs
 from neoxkit.nn.init import Method, drawing, initial, initialise, method_of
 from neoxkit.spec import Role, TensorSpec
 
-NAMES = [
-    "normal",
-    "scaled",
-    "small",
-    "wang",
-    "single_residual",
-    "xavier_uniform",
-    "xavier_normal",
-    "orthogonal",
-    "scaled_orthogonal",
-]
+NAMES = list(get_args(Drawn))
 
 GOLDEN = {
     (6, 512): (0.02795085, 0.01473139, 0.00577350),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from neoxkit.nn.kernels.sight import HALF, Kernel, Setting, Sight
+from neoxkit.nn.kernels.sight import HALF, STATELESS, Kernel, Setting, Sight
 
 
 class Documents(NamedTuple):
@@ -64,13 +64,13 @@ def lacks(setting: Setting) -> str | None:
     if setting.device != "cuda":
         return f"flash attention is for NVIDIA GPUs, and the device is {setting.device}"
     if not setting.ampere:
-        return f"it needs compute capability 8.0, and the device has {'.'.join(map(str, setting.capability))}"
+        return setting.outdated
     if setting.dtype not in HALF:
         return f"it computes in bf16 and fp16, and the run is in {setting.dtype}".replace("torch.float32", "fp32")
     if setting.head_dim > 256 or setting.head_dim % 8:
         return f"it needs a head_dim of 8, 16, 24 ... 256, and the model's is {setting.head_dim}"
     if setting.state:
-        return "it does not attend to a state, as in decoding"
+        return STATELESS
     if setting.alibi and "flash_attn" not in setting.packages:
         return "for ALiBi it needs the package flash-attn, which is not installed (pip install neoxkit[flash])"
     return None

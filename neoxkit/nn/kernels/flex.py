@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from neoxkit.nn.kernels.sight import Kernel, Setting, Sight
+from neoxkit.nn.kernels.sight import STATELESS, Kernel, Setting, Sight
 
 Score = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Seen = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -64,11 +64,11 @@ def lacks(setting: Setting) -> str | None:
     if setting.device == "cpu" and setting.learns:
         return "torch's flex attention computes no gradients on a CPU"
     if setting.state:
-        return "it does not attend to a state, as in decoding"
+        return STATELESS
     if setting.device == "cpu":
         return None
     if not setting.ampere:
-        return f"it needs compute capability 8.0, and the device has {'.'.join(map(str, setting.capability))}"
+        return setting.outdated
     if setting.head_dim < 16:
         return f"it needs a head_dim of at least 16, and the model's is {setting.head_dim}"
     if "triton" not in setting.packages:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
 
+STATELESS = "it does not attend to a state, as in decoding"
+"""What kernels for whole samples lack."""
+
 
 class Sight(NamedTuple):
     """What each query of a pass sees: keys at places p - window + 1 to p of its own segment, p being its place.
@@ -70,6 +73,11 @@ class Setting:
     def ampere(self) -> bool:
         """Whether the device runs flash attention: a CUDA device of the Ampere generation or later."""
         return self.device == "cuda" and self.capability >= (8, 0)
+
+    @property
+    def outdated(self) -> str:
+        """What to say of a device that is not."""
+        return f"it needs compute capability 8.0, and the device has {'.'.join(map(str, self.capability))}"
 
 
 class Prepared(Protocol):

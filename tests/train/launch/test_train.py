@@ -137,6 +137,15 @@ def test_a_batch_script_is_written(here: Path) -> None:
     assert subprocess.run(["bash", "-n", "job.sh"], check=False).returncode == 0
 
 
+def test_a_batch_script_takes_no_files_place(here: Path) -> None:
+    """Least of all that of the configuration, which is easily named instead."""
+    before = (here / "run.yaml").read_text()
+    result = train("--sbatch run.yaml --num-nodes 2 --nproc 2 --set mesh.tp=2")
+    assert result.exit_code == 2
+    assert "--sbatch run.yaml: it is there already; remove it, or name another" in result.stderr
+    assert (here / "run.yaml").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
