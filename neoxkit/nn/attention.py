@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from neoxkit.config.model import Alibi, ModelConfig
-from neoxkit.nn.kernels import attend, prepare
+from neoxkit.nn.kernels import attend, prepare, prepare_pages
 from neoxkit.nn.kernels.sight import Prepared, Sight
 from neoxkit.nn.norm import RMSNorm, WideRMSNorm
+from neoxkit.nn.paged import PagedLayer, PagedState
 from neoxkit.nn.position import Rotation, alibi_slopes, rotate, rotation
-from neoxkit.nn.state import LayerState
+from neoxkit.nn.state import LayerState, State
 from neoxkit.parallel.division import UNDIVIDED, Division
 from neoxkit.parallel.layers import Column, Row
 from neoxkit.spec import Axis
@@ -27,7 +28,7 @@ class Context(NamedTuple):
     rotation: Rotation | None
     seen: Prepared  # what each token sees, as the kernel wants it
     positions: Tensor  # [B or 1, T]
-    last: int  # the highest position, when there is a state
+    last: int  # the highest position, when there is a state of rows
 
 
 def build_context(
@@ -35,7 +36,7 @@ def build_context(
     stream: Tensor,
     positions: Tensor,
     segments: Tensor | None,
-    stateful: bool,
+    state: State | PagedState | None,
     division: Division = UNDIVIDED,
     kernel: str = "auto",
 ) -> Context:
@@ -47,8 +48,15 @@ def build_context(
     each segment; with one, a token's position is its place and there are no segments. Raises ConfigError
     when a kernel other than `auto` cannot do this.
     """
-    assert segments is None or not stateful, "a state remembers one text a row"
+    assert segments is None or state is None, "a state remembers one text a row"
     turn = rotation(config, positions, stream.dtype)
+    if isinstance(state, PagedState):
+        assert state.packing is not None, "begin comes before a pass"
+        slopes, kv_heads = slopes_of(config, positions.device, division), state.layers[0].keys.shape[2]
+        mixer = config.mixer
+        seen = prepare_pages(state.packing, mixer.window, slopes, stream.dtype, mixer.head_dim, kv_heads)
+        return Context(turn, seen, positions, 0)
+    stateful = state is not None
     tokens = positions.shape[1] * division.samples[1]
     places = positions if stateful else torch.arange(tokens, device=positions.device)[None]
     last = int(places.max()) if stateful else tokens - 1
@@ -56,12 +64,17 @@ def build_context(
     if window is not None and window > last:
         window = None
     segments = None if segments is None else division.whole_samples(segments)
-    slopes = None
-    if isinstance(config.position, Alibi):
-        here = alibi_slopes(config.mixer.heads)[local_heads(config, division)]
-        slopes = torch.tensor(here, dtype=torch.float32, device=positions.device)
+    slopes = slopes_of(config, positions.device, division)
     sight = Sight(stream.shape[0], places, last + 1, window, segments, slopes, stateful)
     return Context(turn, prepare(kernel, sight, stream.dtype, config.mixer.head_dim), positions, last)
+
+
+def slopes_of(config: ModelConfig, device: torch.device, division: Division) -> Tensor | None:
+    """ALiBi's slopes of the heads that are computed here, fp32 [H]; None for a model without."""
+    if not isinstance(config.position, Alibi):
+        return None
+    here = alibi_slopes(config.mixer.heads)[local_heads(config, division)]
+    return torch.tensor(here, dtype=torch.float32, device=device)
 
 
 def local_heads(config: ModelConfig, division: Division) -> slice:
@@ -97,7 +110,7 @@ class GroupedQueryAttention(nn.Module):
         self.heads, self.kv_heads, _ = (rows // mixer.head_dim for rows in self.qkv.rows)  # those computed here
         self.attend = division.by_heads(attend, self.heads, self.kv_heads)
 
-    def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, state: LayerState | PagedLayer | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
         fused = self.qkv(x)
         batch, tokens, _ = fused.shape  # on a divided stream x has fewer tokens

@@ -8,6 +8,7 @@ from neoxkit.config.model import ModelConfig
 from neoxkit.nn.attention import Context, GroupedQueryAttention
 from neoxkit.nn.mlp import GatedMlp, Mlp
 from neoxkit.nn.norm import build_norm
+from neoxkit.nn.paged import PagedLayer
 from neoxkit.nn.state import LayerState
 from neoxkit.parallel.division import UNDIVIDED, Division
 from neoxkit.parallel.layers import join_rows
@@ -24,7 +25,7 @@ class Block(nn.Module):
         self.norm2 = build_norm(config.norm, f"{name}.norm2", config.width, division)
         self.mlp = (GatedMlp if config.mlp.gated else Mlp)(config, f"{name}.mlp", division)
 
-    def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, state: LayerState | PagedLayer | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
         x = x + self.attn(self.norm1(x), context, state)
         return x + self.mlp(self.norm2(x))
@@ -37,7 +38,7 @@ class ParallelBlock(Block):
         super().__init__(config, layer, division)
         self.add = join_rows(self.attn.o, self.mlp.down, division)
 
-    def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, state: LayerState | PagedLayer | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
         return self.add(x, self.attn(self.norm1(x), context, state), self.mlp(self.norm2(x)))
 
@@ -45,7 +46,7 @@ class ParallelBlock(Block):
 class PostNormBlock(Block):
     """x += norm1(attn x); x += norm2(mlp x): what a sublayer adds is normed, not what it reads (OLMo 2)."""
 
-    def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, state: LayerState | PagedLayer | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
         x = x + self.norm1(self.attn(x, context, state))
         return x + self.norm2(self.mlp(x))
@@ -62,7 +63,7 @@ class SharedNormBlock(nn.Module):
         self.mlp = (GatedMlp if config.mlp.gated else Mlp)(config, f"{name}.mlp", division)
         self.add = join_rows(self.attn.o, self.mlp.down, division)
 
-    def forward(self, x: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, state: LayerState | PagedLayer | None = None) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
         normed = self.norm1(x)
         return self.add(x, self.attn(normed, context, state), self.mlp(normed))

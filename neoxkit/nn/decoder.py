@@ -18,6 +18,7 @@ from neoxkit.nn.attention import GroupedQueryAttention, build_context
 from neoxkit.nn.block import build_block
 from neoxkit.nn.compiling import compile_layers
 from neoxkit.nn.norm import build_norm
+from neoxkit.nn.paged import PagedState
 from neoxkit.nn.state import State
 from neoxkit.parallel.division import divide
 from neoxkit.parallel.groups import LOCAL, Groups, form
@@ -76,13 +77,14 @@ class Decoder(nn.Module):
         ids: Tensor,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
-        state: State | None = None,
+        state: State | PagedState | None = None,
     ) -> Tensor:
         """The residual stream after the final norm, [B, T, width], of token `ids` [B, T].
 
         `positions` [B, T] count from 0 in each row unless given. With context parallelism the tokens are this
         rank's share of every sample, and so are they. `segments` [B, T] keeps tokens from
-        seeing other segments; tokens of one stand together. `state` remembers the tokens of earlier calls.
+        seeing other segments; tokens of one stand together. `state` remembers the tokens of earlier calls; with one of
+        pages, a single row has the tokens of several texts.
         """
         if positions is None:
             positions = self.division.positions(ids.shape[1], ids.device)
@@ -94,10 +96,15 @@ class Decoder(nn.Module):
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         kernel = self.kernels.attention
-        context = build_context(self.config, x, positions, segments, state is not None, self.division, kernel)
+        context = build_context(self.config, x, positions, segments, state, self.division, kernel)
         for layer, block in enumerate(self.layers):
             x = block(x, context, None if state is None else state.layers[layer])
         return self.division.whole(self.norm(x))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the stream."""
+        return self.norm.weight.dtype
 
     def new_state(self, batch: int, capacity: int) -> State:
         """An empty state for `batch` texts of at most `capacity` tokens, for the heads that are computed here."""
@@ -111,7 +118,7 @@ class Decoder(nn.Module):
         ids: Tensor,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
-        state: State | None = None,
+        state: State | PagedState | None = None,
     ) -> Tensor:
         """Logits [B, T, vocab]; arguments as for `hidden`."""
         logits: Tensor = self.head(self.hidden(ids, positions, segments, state))

@@ -62,7 +62,7 @@ class Contexts:
         key = self.tokens(stream), len(stream), stream.dtype, stream.device
         if self._made is None or key != self._key:
             positions = self.division.positions(key[0], stream.device)
-            self._made = build_context(self.config, stream, positions, None, False, self.division, self.kernel)
+            self._made = build_context(self.config, stream, positions, None, None, self.division, self.kernel)
             self._key = key
         return self._made
 

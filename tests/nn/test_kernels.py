@@ -291,7 +291,7 @@ def test_alibi_with_a_state() -> None:
     """The same with and without a state, whose masks are made from positions."""
     built = model(**ALIBI)
     ids = torch.randint(0, 50, (1, 7), generator=torch.Generator().manual_seed(0))
-    context = build_context(built.config, torch.zeros(1, 7, 32), torch.arange(7)[None], None, False)
+    context = build_context(built.config, torch.zeros(1, 7, 32), torch.arange(7)[None], None, None)
     assert isinstance(context.seen, Masked)
     assert context.seen.mask is not None
     assert context.seen.mask.dtype == torch.float32

@@ -18,9 +18,11 @@ from neoxkit.config.model import Alibi, ModelConfig
 from neoxkit.errors import ConfigError
 from neoxkit.nn.kernels.flash import FLASH, use_newest
 from neoxkit.nn.kernels.flex import FLEX
+from neoxkit.nn.kernels.paged import prepare_paged
 from neoxkit.nn.kernels.reference import REFERENCE
 from neoxkit.nn.kernels.sdpa import SDPA
 from neoxkit.nn.kernels.sight import HALF, Kernel, Prepared, Setting, Sight
+from neoxkit.nn.paged import Packing
 
 KERNELS: dict[str, Kernel] = {"reference": REFERENCE, "sdpa": SDPA, "flex": FLEX, "flash": FLASH}
 """By the names that `kernels.attention` takes."""
@@ -57,6 +59,21 @@ def prepare(wanted: str, sight: Sight, dtype: torch.dtype, head_dim: int) -> Pre
         learns=torch.is_grad_enabled(),
     )
     return KERNELS[choose(wanted, setting)].prepare(sight, setting)
+
+
+def prepare_pages(
+    packing: Packing,
+    window: int | None,
+    slopes: Tensor | None,
+    dtype: torch.dtype,
+    head_dim: int,
+    kv_heads: int,
+) -> Prepared:
+    """What the layers of a pass attend with whose keys lie in pages."""
+    setting = describe(
+        packing.tables.device, dtype, head_dim, window=window is not None, alibi=slopes is not None, learns=False
+    )
+    return prepare_paged(packing, window, slopes, setting, kv_heads)
 
 
 def describe(device: torch.device, dtype: torch.dtype, head_dim: int, **kind: Any) -> Setting:

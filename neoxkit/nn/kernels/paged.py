@@ -1,0 +1,177 @@
+"""Attention to keys and values that lie in pages, for tokens of several texts in one row.
+
+Shapes: T tokens of the pass, N texts of one batch, S keys, H query heads, G key/value heads, R = H / G, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neoxkit.nn.kernels.flash import FLASH
+from neoxkit.nn.kernels.sight import Prepared, Setting
+from neoxkit.nn.paged import Packing
+
+WASTE = 2
+"""Texts are attended to in one batch when the longest has at most so many times the pages of the shortest."""
+
+
+class Singles(NamedTuple):
+    """Texts with one token each: tokens `first` to `last` of the row, their pages, and what is added to scores."""
+
+    first: int
+    last: int
+    pages: Tensor  # int [N x P]
+    bias: Tensor  # [N, 1, 1, S], or [N, G, R, S] with ALiBi
+
+
+class Chunk(NamedTuple):
+    """Tokens `first` to `last` of the row are those of one text; its pages, its keys, and what each token sees."""
+
+    first: int
+    last: int
+    pages: Tensor  # int [P]
+    keys: int
+    bias: Tensor | None  # [1, 1 or H, T, S]; None is plain causal
+
+
+class Gathered:
+    """Attention by copies: keys of a text are brought together from its pages, then torch's attention is used.
+
+    Of a single token, the query heads that share a key head are told as so many tokens: nothing is copied for them.
+    """
+
+    def __init__(self, singles: Sequence[Singles], chunks: Sequence[Chunk]) -> None:
+        self.singles, self.chunks = singles, chunks
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of q [1, T, H, D] to keys and values in pages, [pages, size, G, D], as q."""
+        if len(self.singles) + len(self.chunks) == 1:
+            each = [self._single(q, k, v, batch) for batch in self.singles]
+            return (each or [self._chunk(q, k, v, chunk) for chunk in self.chunks])[0]
+        mixed = torch.empty_like(q)
+        for batch in self.singles:
+            mixed[:, batch.first : batch.last] = self._single(q, k, v, batch)
+        for chunk in self.chunks:
+            mixed[:, chunk.first : chunk.last] = self._chunk(q, k, v, chunk)
+        return mixed
+
+    def _single(self, q: Tensor, k: Tensor, v: Tensor, batch: Singles) -> Tensor:
+        rows, heads, dim = batch.last - batch.first, q.shape[2], q.shape[3]
+        k, v = (_bring(x, batch.pages, rows).transpose(1, 2) for x in (k, v))
+        q = q[0, batch.first : batch.last].reshape(rows, k.shape[1], -1, dim)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=batch.bias).reshape(1, rows, heads, dim)
+
+    def _chunk(self, q: Tensor, k: Tensor, v: Tensor, chunk: Chunk) -> Tensor:
+        q = q[:, chunk.first : chunk.last].transpose(1, 2)
+        k, v = (_bring(x, chunk.pages, 1)[:, : chunk.keys].transpose(1, 2) for x in (k, v))
+        if (groups := q.shape[1] // k.shape[1]) > 1:
+            k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+        causal = chunk.bias is None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=chunk.bias, is_causal=causal).transpose(1, 2)
+
+
+def _bring(pool: Tensor, pages: Tensor, rows: int) -> Tensor:
+    """Pages of a pool [pages, size, G, D], in order, as [rows, P x size, G, D]."""
+    return pool.flatten(1).index_select(0, pages).view(rows, -1, *pool.shape[2:])
+
+
+class PagedFlash(NamedTuple):
+    """FlashAttention, which reads pages where they lie."""
+
+    begins: Tensor  # int32 [N + 1], where texts begin in the row
+    lengths: Tensor  # int32 [N]
+    tables: Tensor  # int32 [N, P]
+    most: int  # tokens of a text in the row
+    longest: int
+    before: int  # how many keys before its own a token sees; -1 is all
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As Gathered."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        mixed = varlen_attn(
+            q[0], k, v, self.begins, None, self.most, self.longest,
+            window_size=(self.before, 0), enable_gqa=q.shape[2] != k.shape[2],
+            seqused_k=self.lengths, block_table=self.tables,
+        )  # fmt: skip
+        assert isinstance(mixed, Tensor)
+        return mixed[None]
+
+
+FLASH_PAGE = 256
+"""Tokens of a page that FlashAttention 2 reads: a multiple of this."""
+
+
+def prepare_paged(
+    packing: Packing, window: int | None, slopes: Tensor | None, setting: Setting, kv_heads: int
+) -> Prepared:
+    """What the layers of a pass attend with. `slopes` [H] are ALiBi's; `window` counts the token itself."""
+    dtype = setting.dtype
+    if slopes is None and packing.size % FLASH_PAGE == 0 and FLASH.lacks(setting) is None:
+        device = packing.tables.device
+        begins = torch.tensor([0, *packing.counts], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+        lengths = torch.tensor(packing.lengths, dtype=torch.int32).to(device)
+        most, longest = max(packing.counts), max(packing.lengths)
+        before = -1 if window is None else window - 1
+        return PagedFlash(begins, lengths, packing.tables.int(), most, longest, before)
+    grouped = None if slopes is None else slopes.view(1, kv_heads, -1, 1)
+    singles = [_single_batch(packing, first, last, window, grouped, dtype) for first, last in batches(packing)]
+    chunks = []
+    first = packing.singles
+    for text in range(packing.singles, len(packing.counts)):
+        chunks.append(_chunk_of(packing, text, first, window, slopes, dtype))
+        first += packing.counts[text]
+    return Gathered(singles, chunks)
+
+
+def batches(packing: Packing) -> Iterator[tuple[int, int]]:
+    """Runs of the texts with one token whose lengths are alike. They come in order of length, so runs are few."""
+    first = 0
+    used = [-(-length // packing.size) for length in packing.lengths[: packing.singles]]
+    for text in range(1, len(used) + 1):
+        run = used[first : text + 1]
+        if text == len(used) or max(run) > WASTE * min(run):
+            yield first, text
+            first = text
+
+
+def _single_batch(
+    packing: Packing, first: int, last: int, window: int | None, slopes: Tensor | None, dtype: torch.dtype
+) -> Singles:
+    lengths = packing.lengths[first:last]
+    wide = -(-max(lengths) // packing.size)
+    device = packing.tables.device
+    own = torch.tensor(lengths, device=device)[:, None] - 1
+    distance = own - torch.arange(wide * packing.size, device=device)
+    bias = _bias(distance, window, dtype)[:, None, None]
+    if slopes is not None:
+        bias = (bias.float() - slopes * distance[:, None, None]).to(dtype)
+    return Singles(first, last, packing.tables[first:last, :wide].reshape(-1), bias)
+
+
+def _chunk_of(
+    packing: Packing, text: int, first: int, window: int | None, slopes: Tensor | None, dtype: torch.dtype
+) -> Chunk:
+    count, length = packing.counts[text], packing.lengths[text]
+    pages = packing.tables[text, : -(-length // packing.size)]
+    bias = None
+    if slopes is not None or count < length or (window is not None and window < length):
+        device = packing.tables.device
+        distance = torch.arange(length - count, length, device=device)[:, None] - torch.arange(length, device=device)
+        bias = _bias(distance, window, dtype)[None, None]
+        if slopes is not None:
+            bias = (bias.float() - slopes.view(1, -1, 1, 1) * distance).to(dtype)
+    return Chunk(first, first + count, pages, length, bias)
+
+
+def _bias(distance: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """What is added to scores of keys at a distance: 0, or -inf where they are not seen."""
+    unseen = distance < 0
+    if window is not None:
+        unseen = unseen | (distance >= window)
+    return torch.zeros(distance.shape, dtype=dtype, device=distance.device).masked_fill(unseen, float("-inf"))

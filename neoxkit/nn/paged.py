@@ -1,0 +1,88 @@
+"""Keys and values of many texts in pages, and passes in which tokens of several texts stand in one row.
+
+Shapes: T tokens of a pass, N texts, P pages of the longest, G key/value heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neoxkit.config.model import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Whose tokens the row of a pass holds, text after text, and where their keys and values lie.
+
+    Text n has `counts[n]` tokens in the row and is `lengths[n]` tokens long with them. Its t-th token lies in page
+    `tables[n, t // size]`, at offset t % size; rows of shorter texts are filled up with 0. `slots` are the places of
+    the row's own tokens: page x size + offset. Texts with one token come first.
+    """
+
+    counts: Sequence[int]
+    lengths: Sequence[int]
+    tables: Tensor  # int [N, P]
+    slots: Tensor  # int [T]
+    size: int
+
+    @property
+    def singles(self) -> int:
+        """How many texts have one token."""
+        return sum(count == 1 for count in self.counts)
+
+
+class PagedLayer:
+    """Keys and values of one layer, [pages, size, G, D]."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self._rows = [x.view(-1, *x.shape[2:]) for x in (keys, values)]
+        self.slots = torch.empty(0, dtype=torch.int64)
+
+    def extend(self, keys: Tensor, values: Tensor, positions: Tensor, last: int) -> tuple[Tensor, Tensor]:
+        """Remember keys and values [1, T, G, D] of a pass; return those of all pages."""
+        for rows, new in zip(self._rows, (keys, values), strict=True):
+            rows.index_copy_(0, self.slots, new[0])
+        return self.keys, self.values
+
+
+class PagedState:
+    """The memory of a decoder for many texts. Before each pass it is told whose tokens come, by `begin`."""
+
+    def __init__(
+        self, config: ModelConfig, pages: int, size: int, dtype: torch.dtype, device: torch.device, kv_heads: int
+    ) -> None:
+        """Room for `pages` pages of `size` tokens each, with the key/value heads that are computed here."""
+        self.size = size
+        shape = (pages, size, kv_heads, config.mixer.head_dim)
+        self.layers = [
+            PagedLayer(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(config.depth)
+        ]
+        self.packing: Packing | None = None
+
+    def begin(self, packing: Packing) -> None:
+        """Say whose tokens the next pass has."""
+        self.packing = packing
+        for layer in self.layers:
+            layer.slots = packing.slots
+
+
+def bytes_of_token(config: ModelConfig, dtype: torch.dtype, kv_heads: int) -> int:
+    """What a token takes of a cache, in bytes."""
+    return 2 * config.depth * kv_heads * config.mixer.head_dim * dtype.itemsize
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU a page of memory is taken when it is written first.
+
+    They must be zeros: what is not seen has weight 0 in a sum, and 0 times what memory happened to hold may be NaN.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    count = int(np.prod(shape))
+    return torch.from_numpy(np.zeros(count * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
