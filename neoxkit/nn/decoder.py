@@ -104,14 +104,22 @@ class Decoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """That of the stream."""
-        return self.norm.weight.dtype
+        weight = self.norm.weight
+        assert isinstance(weight, Tensor)
+        return weight.dtype
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads that are computed here."""
+        mixer = self.layers[0].attn
+        assert isinstance(mixer, GroupedQueryAttention)
+        return mixer.kv_heads
 
     def new_state(self, batch: int, capacity: int) -> State:
         """An empty state for `batch` texts of at most `capacity` tokens, for the heads that are computed here."""
         assert self.division.samples[1] == 1, "a state has all tokens of a text"
-        weight, mixer = self.embed.weight, self.layers[0].attn
-        assert isinstance(mixer, GroupedQueryAttention)
-        return State(self.config, batch, capacity, weight.dtype, weight.device, mixer.kv_heads)
+        weight = self.embed.weight
+        return State(self.config, batch, capacity, weight.dtype, weight.device, self.kv_heads)
 
     def forward(
         self,

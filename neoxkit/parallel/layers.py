@@ -20,7 +20,8 @@ from torch.distributed import ProcessGroup
 from neoxkit.errors import ConfigError
 from neoxkit.mesh import holders
 from neoxkit.parallel.collectives import summed
-from neoxkit.parallel.division import UNDIVIDED, Crossing, Division, same
+from neoxkit.parallel.division import UNDIVIDED, Crossing, Division, Linear, linear, same
+from neoxkit.parallel.packed import Make
 from neoxkit.spec import Axis, Box, Role, Split, TensorSpec, box, extent
 
 
@@ -105,6 +106,12 @@ class Column(nn.Module):
         self.rows = [extent(box(spec, division.at))[0] for spec in weights]
         self.multiply = division.column
 
+    def multiply_by(self, make: Make) -> None:
+        """Multiply with what `make` makes of weight and bias from now on, and let go of them: learning is over."""
+        product = make(self.weight, self.bias)
+        self.multiply = lambda x, _weight, _bias: product(x)
+        self.weight, self.bias = _gone(), None
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., sum of rows]."""
         return self.multiply(x, self.weight, self.bias)
@@ -132,10 +139,29 @@ class Row(nn.Module):
         added = TensorSpec(f"{name}.bias", (width,), role=Role.BIAS)
         self.bias = declare([added], division, sums=division.stream) if bias else None
         self.multiply = division.row
+        self.leave = division.leave
+
+    def multiply_by(self, make: Make) -> None:
+        """As that of Column. The bias stays: it is added after the sum, perhaps by another."""
+        product = make(self.weight, None)
+        if self.multiply is _part:
+            self.multiply = lambda x, _weight, _bias: product(x)
+        else:
+            self.multiply = lambda x, _weight, bias: _biased(self.leave(product(x)), bias)
+        self.weight = _gone()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] -> [..., width]."""
         return self.multiply(x, self.weight, self.bias)
+
+
+def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias
+
+
+def _gone() -> nn.Parameter:
+    """What is left of a weight that was made into something else."""
+    return nn.Parameter(torch.empty(0), requires_grad=False)
 
 
 def join_rows(first: Row, second: Row, division: Division) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -200,9 +226,17 @@ class Head(nn.Module):
         self.division = division
         self.join: Crossing = same if division.groups.mesh.tp == 1 else partial(_join, division, vocab)
 
+        self.multiply: Linear = linear
+
+    def multiply_by(self, make: Make) -> None:
+        """As that of Column; a table that it shares stays."""
+        product = make(self.weight, None)
+        self.multiply = lambda x, _weight, _bias: product(x)
+        self.weight = _gone()
+
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., width] -> [..., vocab]: all logits, on every rank. A loss does better without them."""
-        return self.join(F.linear(self.division.enter_whole(hidden), self.weight))
+        return self.join(self.multiply(self.division.enter_whole(hidden), self.weight, None))
 
 
 def _share(rows: int, division: Division) -> int:

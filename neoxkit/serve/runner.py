@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neoxkit.nn.attention import GroupedQueryAttention
 from neoxkit.nn.decoder import Decoder
 from neoxkit.nn.paged import Packing, PagedState
 from neoxkit.serve.scheduler import Work
@@ -57,15 +56,15 @@ def pass_of(works: Sequence[Work], wanted: Sequence[int]) -> Pass:
     tables = np.zeros((len(works), pages), dtype=np.int64)
     ids: list[int] = []
     positions: list[int] = []
-    for row, (text, count) in enumerate(works):
+    for index, (text, count) in enumerate(works):
         first, last = text.computed, text.computed + count
         ids += text.ids[first:last]
         positions += range(first, last)
-        tables[row, : len(text.pages)] = text.pages
-    counts = np.array([work.count for work in works], dtype=np.int64)
-    lengths = np.array([work.text.computed + work.count for work in works], dtype=np.int64)
-    numbers = (np.array(each, dtype=np.int64) for each in (ids, positions))
-    return Pass(*numbers, counts, lengths, tables, np.array(wanted, dtype=np.int64))
+        tables[index, : len(text.pages)] = text.pages
+    counts = np.array([work.tokens for work in works], dtype=np.int64)
+    lengths = np.array([work.text.computed + work.tokens for work in works], dtype=np.int64)
+    row, places, rows = (np.array(each, dtype=np.int64) for each in (ids, positions, wanted))
+    return Pass(row, places, counts, lengths, tables, rows)
 
 
 class Runner:
@@ -74,10 +73,8 @@ class Runner:
     def __init__(self, model: Decoder, pages: int, size: int) -> None:
         """Room for `pages` pages of `size` tokens each."""
         self.model, self.pages, self.size = model, pages, size
-        mixer = model.layers[0].attn
-        assert isinstance(mixer, GroupedQueryAttention)
         self.device = model.embed.weight.device
-        self.state = PagedState(model.config, pages, size, model.dtype, self.device, mixer.kv_heads)
+        self.state = PagedState(model.config, pages, size, model.dtype, self.device, model.kv_heads)
 
     @torch.inference_mode()
     def run(self, what: Pass) -> Tensor:

@@ -61,7 +61,7 @@ class Work(NamedTuple):
     """So many tokens of a text, from the first that was not computed on."""
 
     text: Text
-    count: int
+    tokens: int
 
 
 class Scheduler:
@@ -97,12 +97,12 @@ class Scheduler:
                 works.append(Work(text, count))
                 room -= count
         works = [work for work in works if work.text in self.running]
-        return sorted(works, key=lambda work: (work.count > 1, len(work.text.ids)))
+        return sorted(works, key=lambda work: (work.tokens > 1, len(work.text.ids)))
 
     def done(self, work: Work) -> None:
         """Take note that a text's tokens were computed: pages that are full now can be shared."""
         text, size = work.text, self.pages.size
-        text.computed += work.count
+        text.computed += work.tokens
         while (text.kept + 1) * size <= text.computed:
             key = self.pages.key(text.link, text.ids, text.kept)
             text.link = self.pages.keep(text.pages[text.kept], key)

@@ -31,9 +31,11 @@ from neoxkit.errors import ConfigError, NeoxkitError
 from neoxkit.mesh import Mesh
 from neoxkit.nn.decoder import Decoder, form_groups
 from neoxkit.nn.kernels.paged import FLASH_PAGE
+from neoxkit.nn.packing import pack
 from neoxkit.nn.paged import bytes_of_token
 from neoxkit.parallel.device import choose_device, running_dtype
 from neoxkit.parallel.groups import LOCAL, Groups
+from neoxkit.parallel.packed import Make, choose_make, half, turned
 from neoxkit.parallel.world import ALONE, ContactError, World, join
 from neoxkit.serve.engine import Engine
 from neoxkit.serve.pages import Pages
@@ -46,6 +48,9 @@ LIMITS = Limits()
 
 PAGE = 16
 """Tokens of a page, where the kernel leaves it open: few are computed twice, and a page's keys are a block to copy."""
+
+MAKES: dict[str, Make | None] = {"": None, "half": half, "turned": turned}
+"""By the names that ranks tell each other."""
 
 SHARE = {"cpu": 0.3, "cuda": 0.85}
 """How much of the free memory a cache may take that is given no size."""
@@ -185,11 +190,15 @@ def build(wanted: Wanted, opened: Checkpoint | Foreign, world: World) -> Runner:
     config = opened.config
     groups = LOCAL if world.size == 1 else form_groups(config, Mesh(tp=world.size), device)
     kept = TORCH[wanted.dtype or opened.dtype(MODEL + "embed.weight")]
-    dtype = kept
-    if wanted.dtype is None:
-        told = world.agree(lambda: str(running_dtype(kept, device, config.width, config.mlp.hidden)))
-        dtype = next(each for each in TORCH.values() if str(each) == told)
-    model = load_decoder(opened, dtype, device, groups)
+    sizes = config.width, config.mlp.hidden
+    make = MAKES[world.agree(lambda: getattr(choose_make(kept, device, *sizes), "__name__", ""))]
+    if make is None and wanted.dtype is None:
+        told = world.agree(lambda: str(running_dtype(kept, device, *sizes)))
+        kept = next(each for each in TORCH.values() if str(each) == told)
+        make = choose_make(kept, device, *sizes) if kept == torch.float32 else None
+    model = load_decoder(opened, kept, device, groups)
+    if make is not None:
+        pack(model, make)
     size = FLASH_PAGE if device.type == "cuda" else PAGE
     count = -world.highest(-page_count(model, wanted.limits, size))  # as many as fit on every rank
     return Runner(model, count, size)
@@ -205,8 +214,7 @@ def page_count(model: Decoder, limits: Limits, size: int) -> int:
     each = -(-context // size)
     wanted = limits.batch * each if limits.cache_tokens is None else -(-limits.cache_tokens // size)
     if limits.cache_tokens is None:
-        kv_heads = model.layers[0].attn.kv_heads
-        page = size * bytes_of_token(config, model.dtype, int(kv_heads))  # type: ignore[arg-type]
+        page = size * bytes_of_token(config, model.dtype, model.kv_heads)
         wanted = min(wanted, int(free_memory(model.embed.weight.device)) // page)
     return max(wanted, 1)
 
