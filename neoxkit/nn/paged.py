@@ -5,35 +5,12 @@ Shapes: T tokens of a pass, N texts, P pages of the longest, G key/value heads, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from neoxkit.config.model import ModelConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """Whose tokens the row of a pass holds, text after text, and where their keys and values lie.
-
-    Text n has `counts[n]` tokens in the row and is `lengths[n]` tokens long with them. Its t-th token lies in page
-    `tables[n, t // size]`, at offset t % size; rows of shorter texts are filled up with 0. `slots` are the places of
-    the row's own tokens: page x size + offset. Texts with one token come first.
-    """
-
-    counts: Sequence[int]
-    lengths: Sequence[int]
-    tables: Tensor  # int [N, P]
-    slots: Tensor  # int [T]
-    size: int
-
-    @property
-    def singles(self) -> int:
-        """How many texts have one token."""
-        return sum(count == 1 for count in self.counts)
+from neoxkit.nn.kernels.paged import Packing
 
 
 class PagedLayer:

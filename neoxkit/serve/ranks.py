@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from socket import socket
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from neoxkit.parallel.world import ContactError, World, in_contact
-from neoxkit.serve.runner import Integers, Pass, Runner
+from neoxkit.serve.runner import Integers, Pass
 
 FIRST = 1024
 """Integers of the first message: its size, and what fits. Only a longer pass needs a second one."""
@@ -32,10 +33,17 @@ GRACE = 5.0
 """Seconds that a rank has to notice that another is gone, before it is ended."""
 
 
+class Runs(Protocol):
+    """What runs passes: a Runner, or one that records them."""
+
+    def run(self, what: Pass) -> Tensor:
+        """Logits [R, V] after the tokens that are wanted."""
+
+
 class Leader:
     """Rank 0: what it runs, all run."""
 
-    def __init__(self, runner: Runner, world: World) -> None:
+    def __init__(self, runner: Runs, world: World) -> None:
         self._runner, self._world = runner, world
 
     def run(self, what: Pass) -> Tensor:
@@ -59,7 +67,7 @@ class Leader:
             _send(END)
 
 
-def follow(runner: Runner, world: World) -> None:
+def follow(runner: Runs, world: World) -> None:
     """What any other rank does: run what it is told until the end. Raises ContactError when the first one is gone."""
     with in_contact(world):
         while (row := _receive()) is not None:

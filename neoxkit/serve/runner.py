@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neoxkit.nn.decoder import Decoder
-from neoxkit.nn.paged import Packing, PagedState
+from neoxkit.nn.kernels.paged import Packing
+from neoxkit.nn.paged import PagedState
 from neoxkit.serve.scheduler import Work
 
 Integers = NDArray[np.int64]
@@ -88,6 +89,7 @@ class Runner:
         packing = Packing(what.counts.tolist(), what.lengths.tolist(), tables, places, self.size)
         self.state.begin(packing)
         hidden = self.model.hidden(ids[None], positions[None], state=self.state)[0]
-        rows = hidden if len(wanted) == len(ids) else hidden.index_select(0, wanted)
+        in_order = np.array_equal(what.wanted, np.arange(len(what.ids)))
+        rows = hidden if in_order else hidden.index_select(0, wanted)
         logits: Tensor = self.model.head(rows)
         return logits

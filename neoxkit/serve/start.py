@@ -38,6 +38,7 @@ from neoxkit.parallel.groups import LOCAL, Groups
 from neoxkit.parallel.packed import Make, choose_make, half, turned
 from neoxkit.parallel.world import ALONE, ContactError, World, join
 from neoxkit.serve.engine import Engine
+from neoxkit.serve.graphs import Recorder, check_recording
 from neoxkit.serve.pages import Pages
 from neoxkit.serve.ranks import Followers, Leader, end_with, follow, variables
 from neoxkit.serve.request import Limits
@@ -180,7 +181,7 @@ def open_engine(
     return Serving(wanted, opened, folder)
 
 
-def build(wanted: Wanted, opened: Checkpoint | Foreign, world: World) -> Runner:
+def build(wanted: Wanted, opened: Checkpoint | Foreign, world: World) -> Runner | Recorder:
     """This rank's part of the model, and its pages. Every rank must call it."""
     device = choose_device(wanted.device)
     if device.type == "cuda" and world.size > 1:
@@ -201,7 +202,11 @@ def build(wanted: Wanted, opened: Checkpoint | Foreign, world: World) -> Runner:
         pack(model, make)
     size = FLASH_PAGE if device.type == "cuda" else PAGE
     count = -world.highest(-page_count(model, wanted.limits, size))  # as many as fit on every rank
-    return Runner(model, count, size)
+    runner = Runner(model, count, size)
+    if not wanted.compile:
+        return runner
+    check_recording(runner, world.size)
+    return Recorder(runner, wanted.limits.batch)
 
 
 def page_count(model: Decoder, limits: Limits, size: int) -> int:

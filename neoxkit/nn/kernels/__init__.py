@@ -18,11 +18,10 @@ from neoxkit.config.model import Alibi, ModelConfig
 from neoxkit.errors import ConfigError
 from neoxkit.nn.kernels.flash import FLASH, use_newest
 from neoxkit.nn.kernels.flex import FLEX
-from neoxkit.nn.kernels.paged import prepare_paged
+from neoxkit.nn.kernels.paged import Packing, prepare_paged
 from neoxkit.nn.kernels.reference import REFERENCE
 from neoxkit.nn.kernels.sdpa import SDPA
 from neoxkit.nn.kernels.sight import HALF, Kernel, Prepared, Setting, Sight
-from neoxkit.nn.paged import Packing
 
 KERNELS: dict[str, Kernel] = {"reference": REFERENCE, "sdpa": SDPA, "flex": FLEX, "flash": FLASH}
 """By the names that `kernels.attention` takes."""
@@ -70,6 +69,8 @@ def prepare_pages(
     kv_heads: int,
 ) -> Prepared:
     """What the layers of a pass attend with whose keys lie in pages."""
+    if packing.ready is not None:
+        return packing.ready
     setting = describe(
         packing.tables.device, dtype, head_dim, window=window is not None, alibi=slopes is not None, learns=False
     )

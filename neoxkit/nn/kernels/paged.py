@@ -6,6 +6,9 @@ Shapes: T tokens of the pass, N texts of one batch, S keys, H query heads, G key
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -14,10 +17,32 @@ from torch import Tensor
 
 from neoxkit.nn.kernels.flash import FLASH
 from neoxkit.nn.kernels.sight import Prepared, Setting
-from neoxkit.nn.paged import Packing
 
 WASTE = 2
 """Texts are attended to in one batch when the longest has at most so many times the pages of the shortest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Whose tokens the row of a pass holds, text after text, and where their keys and values lie.
+
+    Text n has `counts[n]` tokens in the row and is `lengths[n]` tokens long with them. Its t-th token lies in page
+    `tables[n, t // size]`, at offset t % size; rows of shorter texts are filled up with 0. `slots` are the places of
+    the row's own tokens: page x size + offset. Texts with one token come first. `ready` is what layers attend
+    with, where that was made already.
+    """
+
+    counts: Sequence[int]
+    lengths: Sequence[int]
+    tables: Tensor  # int [N, P]
+    slots: Tensor  # int [T]
+    size: int
+    ready: Prepared | None = None
+
+    @property
+    def singles(self) -> int:
+        """How many texts have one token."""
+        return sum(count == 1 for count in self.counts)
 
 
 class Singles(NamedTuple):
@@ -84,6 +109,7 @@ class PagedFlash(NamedTuple):
     """FlashAttention, which reads pages where they lie."""
 
     begins: Tensor  # int32 [N + 1], where texts begin in the row
+    ends: Tensor  # int32 [N + 1], where they would begin if all their tokens were in one
     lengths: Tensor  # int32 [N]
     tables: Tensor  # int32 [N, P]
     most: int  # tokens of a text in the row
@@ -95,7 +121,7 @@ class PagedFlash(NamedTuple):
         from torch.nn.attention.varlen import varlen_attn
 
         mixed = varlen_attn(
-            q[0], k, v, self.begins, None, self.most, self.longest,
+            q[0], k, v, self.begins, self.ends, self.most, self.longest,
             window_size=(self.before, 0), enable_gqa=q.shape[2] != k.shape[2],
             seqused_k=self.lengths, block_table=self.tables,
         )  # fmt: skip
@@ -107,18 +133,27 @@ FLASH_PAGE = 256
 """Tokens of a page that FlashAttention 2 reads: a multiple of this."""
 
 
+@cache
+def reads_pages() -> bool:
+    """Whether torch's flash attention takes pages: that of its older releases does not."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "block_table" in signature(varlen_attn).parameters
+
+
 def prepare_paged(
     packing: Packing, window: int | None, slopes: Tensor | None, setting: Setting, kv_heads: int
 ) -> Prepared:
     """What the layers of a pass attend with. `slopes` [H] are ALiBi's; `window` counts the token itself."""
     dtype = setting.dtype
-    if slopes is None and packing.size % FLASH_PAGE == 0 and FLASH.lacks(setting) is None:
+    if slopes is None and packing.size % FLASH_PAGE == 0 and reads_pages() and FLASH.lacks(setting) is None:
         device = packing.tables.device
-        begins = torch.tensor([0, *packing.counts], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
-        lengths = torch.tensor(packing.lengths, dtype=torch.int32).to(device)
+        sizes = torch.tensor([packing.counts, packing.lengths], dtype=torch.int32)
+        begins, ends = F.pad(sizes.cumsum(1, dtype=torch.int32), (1, 0)).to(device)
+        lengths = sizes[1].to(device)
         most, longest = max(packing.counts), max(packing.lengths)
         before = -1 if window is None else window - 1
-        return PagedFlash(begins, lengths, packing.tables.int(), most, longest, before)
+        return PagedFlash(begins, ends, lengths, packing.tables.int(), most, longest, before)
     grouped = None if slopes is None else slopes.view(1, kv_heads, -1, 1)
     singles = [_single_batch(packing, first, last, window, grouped, dtype) for first, last in batches(packing)]
     chunks = []
