@@ -16,6 +16,7 @@ import tiny_runs as runs
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from engines import continued
 from torch import Tensor
 
 from neoxkit.checkpoint.reader import Checkpoint
@@ -33,8 +34,6 @@ from neoxkit.nn.loss import cross_entropy
 from neoxkit.parallel.collectives import summed
 from neoxkit.parallel.gradients import total_norm
 from neoxkit.parallel.groups import LOCAL, Groups, form
-from neoxkit.serve.generate import continuation
-from neoxkit.serve.sampler import Sampling
 from neoxkit.spec import Axis, Box, box, volume, whole
 from neoxkit.train.objectives.lm import NextToken
 from neoxkit.train.plain import PlainEngine
@@ -146,8 +145,8 @@ def prepare(name: str, config: ModelConfig, seed: int, segmented: bool = False) 
 
 
 def tell(model: Decoder, ids: Tensor) -> list[int]:
-    """Tokens drawn one by one."""
-    return list(continuation(model, ids[0, :3].tolist(), 6, Sampling(temperature=0.9, top_k=5), seed=3))
+    """Tokens drawn one by one; each rank has an engine of its own, and all make the same passes."""
+    return continued(model, ids[0, :3].tolist(), 6, temperature=0.9, top_k=5, seed=3)
 
 
 def train(

@@ -1,116 +1,344 @@
-"""neoxkit generate: text that continues a prompt."""
+"""neoxkit generate: text that continues a prompt, answers to a file of prompts, or a conversation."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from neoxkit.checkpoint.store import Place
 from neoxkit.cli import options
-from neoxkit.errors import DataError
-from neoxkit.log import note
+from neoxkit.log import counted, note
+from neoxkit.serve.settings import NAMES, NUMBERS, Settings
+
+if TYPE_CHECKING:
+    from neoxkit.serve.answers import Answer
+    from neoxkit.serve.prompts import Task
+    from neoxkit.serve.start import Serving
+
+
+def number(setting: str, help: str, metavar: str = "N") -> options.Decorator[Any]:  # noqa: A002 (click's own word)
+    """The option of a setting that is a number, with its range and its default."""
+    allowed = NUMBERS[setting]
+    if allowed.kind is int:
+        least, most = (None if each is None else int(each) for each in (allowed.least, allowed.most))
+        kind: click.ParamType = click.IntRange(least, most)
+    else:
+        kind = options.Finite(min=allowed.least, max=allowed.most, min_open=allowed.above)
+    stated = getattr(Settings(), setting)
+    name = "--" + setting.replace("_", "-")
+    return click.option(name, type=kind, default=stated, show_default=stated is not None, metavar=metavar, help=help)
+
+
+class TokenType(click.ParamType):
+    """A token, by its id or by what it is called."""
+
+    name = "token"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The id, of what is written in digits; else the text."""
+        return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+SAMPLING: tuple[options.Decorator[Any], ...] = (
+    number("max_tokens", "New tokens at most."),
+    number("min_tokens", "No token ends an answer before so many new tokens."),
+    number("temperature", "0: the likeliest token each time.", "T"),
+    number("top_k", "Draw from the K likeliest tokens; 0: from all.", "K"),
+    number("top_p", "Draw from the likeliest tokens that hold P together.", "P"),
+    number("min_p", "Draw from tokens at least P times as likely as the likeliest.", "P"),
+    number("repetition_penalty", "Above 1, tokens of prompt and answer become less likely to come again.", "X"),
+    number("presence_penalty", "Take X from the logit of each token that the answer has.", "X"),
+    number("frequency_penalty", "Take X from it for each time that the answer has the token.", "X"),
+    number("seed", "The same seed draws the same text."),
+    number("samples", "Answers to each prompt."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End an answer before this text; several times."),
+    click.option(
+        "--stop-token",
+        "stop_tokens",
+        multiple=True,
+        type=TokenType(),
+        metavar="TOKEN",
+        help="End an answer at this token, by id or text; several times.",
+    ),
+    click.option("--ignore-eos", is_flag=True, help="Do not end where the model ends a text."),
+    number("logprobs", "Log-probabilities of each token and of the K likeliest.", "K"),
+    click.option(
+        "--chat/--no-chat", default=None, help="Put prompts into the chat template; --interactive does if there is one."
+    ),
+    click.option("--system", metavar="TEXT", help="The system message of what is put into the chat template."),
+)
+"""The options that are settings of the answers, in the order of the help."""
+
+
+def sampling(function: options.Decorated) -> options.Decorated:
+    """The options of SAMPLING."""
+    for option in reversed(SAMPLING):
+        function = option(function)
+    return function
+
+
+ENGINE: tuple[options.Decorator[Any], ...] = (
+    options.tp(),
+    options.run_dtype(),
+    options.device(),
+    click.option(
+        "--max-batch",
+        type=click.IntRange(min=1),
+        default=32,
+        show_default=True,
+        metavar="N",
+        help="Answers that are worked on at once.",
+    ),
+    click.option(
+        "--max-context",
+        type=click.IntRange(min=2),
+        metavar="N",
+        help="The longest text in tokens, prompt and answer; the model's context when left out.",
+    ),
+    click.option(
+        "--cache-tokens",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Tokens that the key/value cache holds; when left out, --max-batch texts, or as many as memory allows.",
+    ),
+    click.option(
+        "--step-tokens",
+        type=click.IntRange(min=1),
+        default=512,
+        show_default=True,
+        metavar="N",
+        help="Tokens of one pass at most: longer prompts are read in several.",
+    ),
+    click.option("--compile", is_flag=True, help="Compile the layers, which takes a while at the start."),
+)
+"""What the engine holds, and how it runs."""
+
+
+def engine(function: options.Decorated) -> options.Decorated:
+    """The options of ENGINE."""
+    for option in reversed(ENGINE):
+        function = option(function)
+    return function
 
 
 @click.command()
 @click.argument("source", type=options.PLACE)
-@click.option("--prompt", metavar="TEXT", help="The text to continue; - reads it from standard input.")
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N", help="New tokens at most."
+    "--prompt", "texts", multiple=True, metavar="TEXT", help="A text to continue; - reads it from standard input."
 )
 @click.option(
-    "--temperature",
-    type=options.Finite(min=0),
-    default=0.0,
-    show_default=True,
-    metavar="T",
-    help="0: the likeliest token each time.",
+    "--file",
+    type=click.Path(path_type=Path),
+    help="A file of prompts, JSON lines or a .txt of one a line; - is standard input.",
 )
-@click.option(
-    "--top-k",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="K",
-    help="Draw from the K likeliest tokens; 0: from all.",
-)
-@click.option(
-    "--top-p",
-    type=options.Finite(min=0, max=1, min_open=True),
-    default=1.0,
-    show_default=True,
-    metavar="P",
-    help="Draw from the likeliest tokens that hold P together.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0, max=2**64 - 1),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="The same seed draws the same text.",
-)
+@click.option("--interactive", is_flag=True, help="Talk with the model; a line is a turn.")
+@click.option("--unconditional", is_flag=True, help="Begin a text without a prompt.")
+@click.option("--output", type=click.Path(path_type=Path), help="Where answers to a --file go; what is there goes on.")
+@click.option("--force", is_flag=True, help="Begin the --output anew.")
+@click.option("--json", "as_json", is_flag=True, help="Print an object of JSON for each answer.")
+@sampling
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="The tokenizer; SOURCE's own when left out.")
-@options.run_dtype()
-@options.device()
+@engine
+@options.assume()
+@options.settings()
 def command(
     source: Place,
-    prompt: str | None,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
+    texts: tuple[str, ...],
+    file: Path | None,
+    interactive: bool,
+    unconditional: bool,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Continue prompts, answer a file of them, or talk.
+
+    SOURCE is a checkpoint, a run's folder (its newest checkpoint) or anything that `neoxkit import`
+    takes. One prompt and its continuation go to standard output as they are made; several answers
+    each when it is done, behind a line that says which it is. Answers to a file are JSON lines, and
+    the same command goes on where one was interrupted.
+    """
+    check_modes(bool(texts), file, interactive, unconditional)
+    settings = Settings(**{name: given.pop(name) for name in NAMES})
+    check_effect(settings, file, interactive, unconditional, output, force, as_json)
+
+    from neoxkit.serve.answer_file import check_output
+    from neoxkit.serve.prompts import no_prompt, prompts_of, read_prompts
+
+    if file is not None:
+        prompts = read_prompts(file, settings)
+    elif unconditional:
+        prompts = [no_prompt(settings)]
+    else:
+        prompts = prompts_of(texts, settings)
+    if file is not None and output is not None:
+        check_output(output, file)
+
+    with open_engine(source, **given) as serving:
+        if interactive:
+            talk(serving, settings)
+            return
+
+        from neoxkit.serve.answer_file import model_of
+        from neoxkit.serve.prompts import tasks_for
+
+        tasks = tasks_for(prompts, serving)
+        if file is not None:
+            answer_file(serving, tasks, model_of(serving, source, given["dtype"]), output, force)
+        elif len(tasks) == 1 and not as_json:
+            print_one(serving, tasks[0])
+        else:
+            print_all(serving, tasks, as_json)
+
+
+def check_modes(prompts: bool, file: Path | None, interactive: bool, unconditional: bool) -> None:
+    """Raise UsageError unless the command line has one thing to do."""
+    chosen = {"--prompt": prompts, "--file": file is not None, "--interactive": interactive}
+    chosen["--unconditional"] = unconditional
+    given = [name for name, there in chosen.items() if there]
+    if not given:
+        refuse("Missing option '--prompt', or one of --file, --interactive, --unconditional")
+    if len(given) > 1:
+        refuse(f"{given[0]} and {given[1]} are two different things to do")
+
+
+def check_effect(
+    settings: Settings,
+    file: Path | None,
+    interactive: bool,
+    unconditional: bool,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Raise UsageError for an option that would have no effect beside the others."""
+    if output is not None and file is None:
+        refuse("--output is for answers to a --file")
+    if force and output is None:
+        refuse("--force is for an --output that is there already")
+    if as_json and (file is not None or interactive):
+        refuse("--json is for --prompt and --unconditional" + ("; answers to a file are JSON" if file else ""))
+    if interactive and settings.samples > 1:
+        refuse("--samples has no effect with --interactive")
+    if settings.logprobs is not None and not as_json and file is None:
+        refuse("--logprobs needs --json or --file")
+    if settings.chat and unconditional:
+        refuse("--chat needs something that is said: a --prompt, say")
+    if (
+        settings.system is not None
+        and file is None
+        and not settings.chat
+        and not (interactive and settings.chat is None)
+    ):
+        refuse("--system has no effect without --chat")
+
+
+def refuse(line: str) -> None:
+    """Raise UsageError, which names the command."""
+    raise click.UsageError(line, click.get_current_context())
+
+
+def open_engine(
+    source: Place,
     tokenizer: Path | None,
+    tp: int,
     dtype: str | None,
     device: str,
-) -> None:
-    """Continue a prompt.
+    max_batch: int,
+    max_context: int | None,
+    cache_tokens: int | None,
+    step_tokens: int,
+    compile: bool,  # noqa: A002 (the option's name)
+    assume: Sequence[str],
+    config: Sequence[Path],
+) -> Serving:
+    """The engine that the options of ENGINE and others ask for."""
+    from neoxkit.serve import start
+    from neoxkit.serve.request import Limits
 
-    SOURCE is a checkpoint, a run's folder (its newest checkpoint) or a Hugging Face folder. The
-    prompt and its continuation go to standard output as they are made.
-    """
-    if prompt is None:
-        raise click.UsageError("Missing option '--prompt'.", click.get_current_context())
-    text = prompt_text(prompt)
+    limits = Limits(max_batch, max_batch, step_tokens, max_context, cache_tokens)
+    found = options.safetensors_dtype(dtype), device, tp, limits, compile
+    return start.open_engine(source, tokenizer, *found, assume=options.assumptions(assume), settings=config)
 
-    from neoxkit.convert.tokenizer import stop_ids
-    from neoxkit.serve.generate import continuation
-    from neoxkit.serve.sampler import Sampling
-    from neoxkit.serve.text import deltas
 
-    model, words, folder = options.load_model(source, tokenizer, dtype, device)
-    ids = words.encode(text, special=True)
-    if not ids and model.config.tokens.bos is not None:
-        ids = [model.config.tokens.bos]
-    tokens = continuation(
-        model, ids, max_tokens, Sampling(temperature, top_k, top_p), seed, stop_ids(folder, model.config)
-    )
+def talk(serving: Serving, settings: Settings) -> None:
+    """Let a person, or a pipe, talk with the model."""
+    from neoxkit.serve.talk import Lines, Talk, talk_template
+
+    Talk(serving, settings, talk_template(serving, settings), Lines(), echo).run()
+
+
+def answer_file(serving: Serving, tasks: Sequence[Task], model: str, output: Path | None, force: bool) -> None:
+    """Answer a file of prompts, to another one or to standard output."""
+    from neoxkit.serve.answer_file import AnswerFile, answer_into, answer_lines
+
+    if output is None:
+        for line in answer_lines(tasks, serving):
+            echo(line + "\n")
+        return
+    with AnswerFile(output, tasks, model, force) as found:
+        answer_into(found, serving)
+
+
+def print_one(serving: Serving, task: Task) -> None:
+    """Print a prompt and its continuation as it is made."""
+    from neoxkit.serve.answers import Draft, grow
+    from neoxkit.serve.interrupts import interrupts
+
+    echo(shown(task))
+    draft = Draft(task, serving.tokenizer)
+    with interrupts() as interrupted:
+        for piece in grow(serving.engine, draft, interrupted):
+            echo(piece)
+    if draft.answer().finish == "cancelled":
+        raise KeyboardInterrupt
+    echo("\n")
+    tell_full(draft.answer(), serving)
+
+
+def print_all(serving: Serving, tasks: Sequence[Task], as_json: bool) -> None:
+    """Print several answers in the order of the prompts, each as soon as it and all before it are done."""
+    from neoxkit.serve.answers import answers, in_order
+    from neoxkit.serve.interrupts import interrupts
+
+    words = serving.tokenizer
+    with interrupts() as interrupted:
+        for answer in in_order(answers(serving.engine, tasks, words, interrupted), tasks):
+            if as_json:
+                echo(json.dumps(answer.json(words), ensure_ascii=False) + "\n")
+            else:
+                echo(f"=== {heading(answer.task, tasks)} ===\n{shown(answer.task)}{answer.text}\n")
+                tell_full(answer, serving)
+    if interrupted():
+        raise KeyboardInterrupt
+
+
+def heading(task: Task, tasks: Sequence[Task]) -> str:
+    """Which of several answers it is: "prompt 1 of 2, sample 3 of 4"."""
+    prompts, samples = tasks[-1].prompt.index + 1, task.prompt.settings.samples
+    parts = [f"prompt {task.prompt.index + 1} of {prompts}"] if prompts > 1 else []
+    parts += [f"sample {task.sample + 1} of {samples}"] if samples > 1 else []
+    return ", ".join(parts)
+
+
+def shown(task: Task) -> str:
+    """What is printed before an answer: the text that it continues."""
+    return "" if task.prompt.chat or task.prompt.text is None else task.prompt.text
+
+
+def tell_full(answer: Answer, serving: Serving) -> None:
+    """Say that an answer could not go on."""
+    context = serving.engine.context
+    if answer.fills(context):
+        new = counted(len(answer.tokens), "new token")
+        note(f"{answer.task.prompt.where}stopped after {new}: the model's context of {context} is full")
+
+
+def echo(text: str) -> None:
+    """Print a piece of text at once."""
     click.echo(text, nl=False)
-    new: list[int] = []
-    for piece in deltas(_kept(tokens, new), words.decode, before=ids):
-        click.echo(piece, nl=False)
-    click.echo()
-    context = model.config.context
-    if len(ids) + len(new) == context and len(new) < max_tokens:
-        note(f"stopped after {len(new)} new tokens: the model's context of {context} is full")
-
-
-def _kept(tokens: Iterable[int], into: list[int]) -> Iterator[int]:
-    """The tokens as they come, each put into a list on the way."""
-    for token in tokens:
-        into.append(token)
-        yield token
-
-
-def prompt_text(prompt: str) -> str:
-    """The prompt, read from standard input when it is "-". Raises DataError when it is not UTF-8."""
-    try:
-        if prompt == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
-        prompt.encode("utf-8")  # bytes of an argument that are no text come as lone surrogates
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise DataError(f"the prompt is not UTF-8 ({error.reason} at {error.start})", "give text in UTF-8") from None
-    return prompt

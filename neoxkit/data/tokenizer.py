@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,25 @@ class Tokenizer:
         """The text of ids; special tokens are left out unless `special`."""
         text: str = self._inner.decode(list(ids), skip_special_tokens=not special)
         return text
+
+    def shows(self, token: int, special: bool = False) -> bool:
+        """Whether `decode` looks at an id: one that it knows, and that is not special unless `special`."""
+        return (special or token not in self._special_ids) and self._inner.id_to_token(token) is not None
+
+    @cached_property
+    def single_bytes(self) -> frozenset[int]:
+        """The ids that stand for a byte each, "<0x0A>", and are text only with those before and after them.
+
+        Where a row of them is not UTF-8 as a whole, each becomes U+FFFD. Of a byte-level tokenizer, none.
+        """
+        spelled = (f"<0x{number:{form}}>" for number in range(256) for form in ("02X", "02x"))
+        found = {each: number for each in spelled if (number := self._inner.token_to_id(each)) is not None}
+        letter = found.get("<0x41>")
+        return frozenset(found.values()) if letter is not None and self.decode([letter]) == "A" else frozenset()
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(number for number, token in self._inner.get_added_tokens_decoder().items() if token.special)
 
     def contents(self) -> dict[str, bytes]:
         """The tokenizer's own files and those beside it, by name, to be carried along byte for byte.

@@ -153,7 +153,7 @@ RESHARD = [
 ]
 
 GENERATE = [
-    Case("no prompt", "generate checkpoint", "missing option '--prompt'; see `neoxkit generate --help`"),
+    Case("no prompt", "generate checkpoint", "missing option '--prompt', or one of --file, --interactive ... ; see"),
     Case("empty prompt", "generate hf --prompt ''", "the prompt has no tokens; give",
          set_json("hf/config.json", bos_token_id=None)),
     Case("empty prompt on standard input", "generate hf --prompt -", "the prompt has no tokens; give",

@@ -75,8 +75,3 @@ def test_what_is_written_is_said(command: str, destination: str, here: Path) -> 
 
 def test_verify(here: Path) -> None:
     assert interrupted("checkpoint.scan", "_side_by_side", "verify checkpoint") == (130, "", "error: interrupted\n")
-
-
-def test_generate_keeps_what_it_said(here: Path) -> None:
-    code, stdout, stderr = interrupted("serve.generate", "sample", "generate hf --prompt 'the prompt'")
-    assert (code, stdout, stderr) == (130, "the prompt", "error: interrupted\n")

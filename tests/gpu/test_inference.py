@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import tiny_runs as runs
 import torch
+from engines import continued
 
 from neoxkit.nn.decoder import Decoder
 from neoxkit.nn.init import initialise
-from neoxkit.serve.generate import continuation
-from neoxkit.serve.sampler import Sampling
 
 pytestmark = pytest.mark.gpu
 
@@ -35,9 +34,9 @@ def test_logits_are_those_of_a_cpu(family: str) -> None:
 
 @pytest.mark.parametrize("family", runs.MODELS)
 def test_the_likeliest_tokens_are_those_of_a_cpu(family: str) -> None:
-    """Token by token, with a state, past the window of attention."""
+    """Token by token, over pages, past the window of attention."""
     cpu, gpu = decoders(family)
     prompt = runs.batch(1, 2, length=4).ids[0].tolist()
-    found = [list(continuation(each, prompt, 7, Sampling(), 0)) for each in (cpu, gpu)]
+    found = [continued(each, prompt, 7) for each in (cpu, gpu)]
     assert found[0] == found[1]
     assert len(found[0]) == 7

