@@ -100,10 +100,15 @@ def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
 
 @contextmanager
 def live(
-    folder: Path, limits: Limits = LIMITS, keys: Sequence[str] = (), grace: float = 10.0, **settings: Any
+    folder: Path,
+    limits: Limits = LIMITS,
+    keys: Sequence[str] = (),
+    grace: float = 10.0,
+    dtype: str | None = "F32",
+    **settings: Any,
 ) -> Iterator[Live]:
     """A server of the model of a folder, in a thread."""
-    with open_engine(folder, dtype="F32", device="cpu", limits=limits) as serving:
+    with open_engine(folder, dtype=dtype, device="cpu", limits=limits) as serving:
         given = {"names": (NAME,), "template": ChatTemplate.of(folder), **settings}
         metrics = Metrics(NAME)
         service = Service(serving, metrics)

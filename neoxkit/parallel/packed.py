@@ -30,16 +30,27 @@ GREATEST = 65504.0
 PREFERENCE = 1.25
 """Products in a weight's own half precision must be faster by this to be chosen: they round what they read."""
 
+PIECE = 2**24
+"""Elements that are packed at once, in fp32: a larger matrix becomes several, so that loading takes little more."""
+
 FEW = 32
 """Up to so many tokens, W x^T is faster than x W^T in fp32."""
 
 
 def half(weight: Tensor, bias: Tensor | None) -> Product:
     """Weights in fp16, all else in fp32. A weight that fp16 cannot hold is kept in fp32."""
-    wide, added = weight.detach().float(), None if bias is None else bias.detach().float()
-    if not wide.numel() or wide.abs().max() > GREATEST:
-        return turned(wide, added)
-    packed = torch.ops.quantized.linear_prepack_fp16(wide, added)
+    weight = weight.detach()
+    if not weight.numel() or max(map(abs, torch.stack(torch.aminmax(weight)).tolist())) > GREATEST:
+        return turned(weight.float(), None if bias is None else bias.float())
+    rows = max(1, PIECE // weight.shape[1])
+    parts = [_half(weight[first : first + rows], bias, first) for first in range(0, len(weight), rows)]
+    return parts[0] if len(parts) == 1 else lambda x: torch.cat([part(x) for part in parts], dim=-1)
+
+
+def _half(weight: Tensor, bias: Tensor | None, first: int) -> Product:
+    """As `half`, of a few rows from `first` on."""
+    added = None if bias is None else bias.detach()[first : first + len(weight)].float()
+    packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), added)
     multiply: Any = torch.ops.quantized.linear_dynamic_fp16.default
 
     def product(x: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ from refusal import Case, also, check, run, write
 from transformers import AutoModelForCausalLM
 
 from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.errors import DataError
+from neoxkit.serve import start
 from neoxkit.serve.engine import Engine
-from neoxkit.serve.request import Request, Sampling
+from neoxkit.serve.request import Limits, Request, Sampling
 from neoxkit.serve.seeds import derived_seed
 
 TEMPLATE = (
@@ -123,6 +125,23 @@ def test_every_setting_arrives(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert eos
     said("generate hf --prompt a --max-tokens 1 --ignore-eos --stop-token 17")
     assert asked[1].stop_ids == {17}
+
+
+def test_the_engine_is_as_asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def spy(*args: Any, **rest: Any) -> None:
+        asked.append((*args, rest))
+        raise DataError("enough", "look")
+
+    monkeypatch.setattr(start, "open_engine", spy)
+    run(
+        "generate hf --prompt a --tokenizer t --tp 2 --dtype bf16 --device cpu --max-batch 3 --max-context 40 "
+        "--cache-tokens 99 --step-tokens 7 --compile --assume a=b --config c.yml"
+    )
+    limits = Limits(batch=3, waiting=3, step_tokens=7, context=40, cache_tokens=99)
+    more = {"assume": {"a": "b"}, "settings": (Path("c.yml"),)}
+    assert asked == [(Path("hf"), Path("t"), "BF16", "cpu", 2, limits, True, more)]
 
 
 def test_texts_and_tokens_that_end_an_answer(here: Path) -> None:

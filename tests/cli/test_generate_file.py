@@ -223,7 +223,10 @@ def test_other_answers_are_not_mixed_in(change: Callable[[], str | None], whole:
     assert Path("answers.jsonl").read_text() != whole
 
 
-@pytest.mark.parametrize("content", ["no answer", '{"index": 0}\n', '["index"]\n', '{"index": [], "sample": 0, "key": 1}\n', "[" * 9999 + "\n"])
+@pytest.mark.parametrize(
+    "content",
+    ["no answer", '{"index": 0}\n', '["index"]\n', '{"index": [], "sample": 0, "key": 1}\n', "[" * 9999 + "\n"],
+)
 def test_a_file_of_something_else_stays(content: str, here: Path) -> None:
     """Only the beginning of an answer, at the end of the file, is taken for one that was cut short."""
     put("prompts.jsonl", PROMPTS[:1])

