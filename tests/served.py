@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +28,9 @@ from neoxkit.serve.start import Serving, open_engine
 CONTEXT = 256
 LIMITS = Limits(batch=8, waiting=64, step_tokens=64)
 NAME = "tiny"
+
+LONG: dict[str, Any] = {"prompt": "ab", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
+"""A completion that takes a while."""
 
 TEMPLATE = (
     "{% for message in messages %}{% if message.role not in ['system', 'user', 'assistant'] %}"
@@ -98,6 +103,26 @@ def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.005)
 
 
+def connect(server: Live, body: dict[str, Any], buffer: int | None = None) -> socket.socket:
+    """A connection on which a completion was asked for, and nothing was read."""
+    host, port = server.root.removeprefix("http://").split(":")
+    connection = socket.socket()
+    server.clients.append(connection)  # which are closed in the end
+    if buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.settimeout(20)
+    connection.connect((host, int(port)))
+    content = json.dumps(body).encode()
+    lines = (
+        "POST /v1/completions HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/json",
+        f"Content-Length: {len(content)}",
+    )
+    connection.sendall("\r\n".join([*lines, "", ""]).encode() + content)
+    return connection
+
+
 @contextmanager
 def live(
     folder: Path,
@@ -117,9 +142,9 @@ def live(
         ready = threading.Event()
         server = Server(app, service, grace, ready.set)
         with service:
-            socket = listen("127.0.0.1", 0)
-            where = url(socket)
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+            listening = listen("127.0.0.1", 0)
+            where = url(listening)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
             thread.start()
             assert ready.wait(30)
             found = Live(where, service, serving, server, thread, keys)

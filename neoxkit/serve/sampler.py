@@ -28,6 +28,12 @@ _BLOCK = 256
 _CANDIDATES = 128
 """As many of the likeliest tokens are looked at first where min_p, top_k or top_p leave some."""
 
+_STEP = 0x9E3779B97F4A7C15
+"""By how much SplitMix64 counts."""
+
+_FIRST_BLOCK = 2**40
+"""What blocks are numbered from, when they are drawn like ids."""
+
 _SLICE = 2**22
 """As many log-probabilities are held at once when they are only to be reported: 16 MiB."""
 
@@ -95,14 +101,33 @@ def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[Scored]:
     return found
 
 
-def uniform(seed: int, index: int) -> float:
-    """A number from [0, 1), in steps of 2**-53, that is the same on every machine.
+def noise(keys: Sequence[tuple[int, int]], ids: np.ndarray) -> np.ndarray:
+    """Numbers [R, N] drawn from the exponential distribution, for ids [R or 1, N] of draws by (seed, index).
 
-    It is the index-th of the generator SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-    generators", 2014) that starts where the seed, itself mixed, says: so seeds that differ by one have nothing in
-    common.
+    Each is the same on every machine and in any company. They come of the generator SplitMix64 (Steele, Lea and Flood,
+    "Fast splittable pseudorandom number generators", 2014), mixed anew for seed, index and id: so neighbours have
+    nothing in common.
     """
-    return (_mixed(_mixed(seed) + (index + 1) * 0x9E3779B97F4A7C15) >> 11) * 2.0**-53
+    first = [_mixed(_mixed(seed) + (index + 1) * _STEP) for seed, index in keys]
+    state = np.array(first, dtype=np.uint64)[:, None] + (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(_STEP)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
+    state ^= state >> np.uint64(31)
+    found: np.ndarray = -np.log(((state >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+    return found
+
+
+def _race(rows: Sequence[Row], ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The place [R] of one of ids [R or 1, N] for each row, drawn as likely as it weighs in fp64 weights [R, N].
+
+    Each arrives after a time that is exponential with its weight as rate, and the first wins. (That is what is called
+    the Gumbel trick, by another name.) Weights that are rounded otherwise, because others were computed beside them,
+    change the winner only where two arrive at once; a number looked up among sums of all weights would find another
+    token at each of thousands of borders. What weighs 0 never arrives.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times = noise([(row.sampling.seed, row.index) for row in rows], ids) / weights
+    return np.argmin(times, axis=1)
 
 
 def _mixed(number: int) -> int:
@@ -231,31 +256,24 @@ def _likeliest_of(scores: Tensor, rows: Sequence[Row]) -> list[int]:
 def _any_of(scores: Tensor, rows: Sequence[Row]) -> list[int]:
     """A token of each row of scores [R, W], drawn from all. The scores are used up.
 
-    In order of their ids tokens take up as much of a range as they weigh, and a number from [0, 1) says where in it:
-    first in which block, then at which token. None of weight 0 is found: it takes up nothing.
+    First a block, as likely as all of it weighs, then one of its tokens.
     """
     weights = _weigh(_lowered(scores), rows)
     sums = _sums(weights)
-    ends = sums.cumsum(1)
-    sought = _column([uniform(row.sampling.seed, row.index) for row in rows], ends) * ends[:, -1:]
-    block = torch.searchsorted(ends, sought, right=True).clamp(max=sums.shape[1] - 1)
-    mass = sums.gather(1, block)
-    # How far into the block. Its end is counted anew, for its fp32 sum is not quite its fp64 one.
-    inside = ((sought - ends.gather(1, block) + mass) / mass).clamp(min=0)
-    first = block * _BLOCK
-    ends = weights.gather(1, first + torch.arange(_BLOCK, device=weights.device)).cumsum(1, dtype=torch.float64)
-    place = torch.searchsorted(ends, inside * ends[:, -1:], right=True)
-    return list((first + place)[:, 0].tolist())
+    blocks = np.arange(sums.shape[1])[None]
+    block = torch.from_numpy(_race(rows, blocks + _FIRST_BLOCK, sums.cpu().numpy()))
+    ids = block[:, None] * _BLOCK + torch.arange(_BLOCK)
+    inside = weights.gather(1, ids.to(weights.device)).double().cpu().numpy()
+    place = _race(rows, ids.numpy(), inside)
+    return list(ids.numpy()[np.arange(len(rows)), place].tolist())
 
 
 def _some_of(scores: Tensor, rows: Sequence[Row]) -> list[int]:
     """A token of each row of scores [R, W], drawn from those that min_p, top_k and top_p leave. The scores are used up.
 
-    These are the likeliest, so first a few candidates are looked at; where more may be left, all tokens are. The
-    likeliest first, they take up as much of a range as they weigh, and a number from [0, 1) says where in it.
+    These are the likeliest, so first a few candidates are looked at; where more may be left, all tokens are.
     """
     samplings = [row.sampling for row in rows]
-    numbers = [uniform(row.sampling.seed, row.index) for row in rows]
     count = min(_CANDIDATES, scores.shape[1])
     values, ids = _best(_lowered(scores), count)
     weights = _weigh(values, rows)
@@ -276,20 +294,21 @@ def _some_of(scores: Tensor, rows: Sequence[Row]) -> list[int]:
             whole[asking] = _sums(_weigh(scores[asking], [rows[n] for n in asking])).cumsum(1)[:, -1:]
         shares = _column([each.top_p if each.top_p < 1 else math.inf for each in samplings], ends)
         stays &= ends - mass <= shares * whole
-        ends = (mass * stays).cumsum(1)
         last = stays[:, -1].tolist()
         for n in asking:
             more[n] = last[n]
-    place = torch.searchsorted(ends, _column(numbers, ends) * ends[:, -1:], right=True).clamp(max=count - 1)
-    tokens: list[int] = ids.gather(1, place)[:, 0].tolist()
+    known = ids.cpu().numpy()
+    place = _race(rows, known, (mass * stays).cpu().numpy())
+    tokens: list[int] = known[np.arange(len(rows)), place].tolist()
     for n in (n for n, each in enumerate(more) if each):
         (row,) = _weigh(scores[n : n + 1], rows[n : n + 1]).cpu().numpy()
-        tokens[n] = _one_of(row, samplings[n], numbers[n])
+        tokens[n] = _one_of(row, rows[n])
     return tokens
 
 
-def _one_of(weights: np.ndarray, sampling: Sampling, number: float) -> int:
+def _one_of(weights: np.ndarray, row: Row) -> int:
     """A token of one row of weights [W], with as many candidates as there are."""
+    sampling = row.sampling
     share, count = sampling.top_p, sampling.top_k
     least = float(np.float32(sampling.min_p))
     if 0 < count < len(weights):
@@ -303,10 +322,10 @@ def _one_of(weights: np.ndarray, sampling: Sampling, number: float) -> int:
     # As in `_keys`, but that weights are not below 0.
     keys = np.sort((weights[ids].view(np.int32).astype(np.int64) << 32) - ids)[::-1]
     ids = -keys & 0xFFFFFFFF
-    ends = np.cumsum(weights[ids], dtype=np.float64)
+    mass = weights[ids].astype(np.float64)
     if share < 1:
-        ends = ends[ends - weights[ids] <= share * whole]
-    return int(ids[np.searchsorted(ends, number * ends[-1], side="right")])
+        mass *= np.cumsum(mass) - mass <= share * whole
+    return int(ids[_race([row], ids[None], mass[None])[0]])
 
 
 def _column(numbers: Sequence[float], like: Tensor) -> Tensor:

@@ -252,6 +252,6 @@ def quiet() -> Iterator[None]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first rank decides when it is over
-    end_with(sys.stdin.buffer.read)
+    end_with(lambda: os.read(0, 1))
     with quiet():
         stand_by(Wanted.read(sys.argv[1]))

@@ -18,7 +18,6 @@ import httpx
 import openai
 import pytest
 from refusal import run
-from served import until
 
 TIMEOUT = 90
 
@@ -28,25 +27,29 @@ def started(*args: str, **environment: str) -> Iterator[tuple[subprocess.Popen[s
     """The command while it serves: its process, the address that it told, and what it said before."""
     program = [sys.executable, "-m", "neoxkit", "serve", *args, "--port", "0", "--dtype", "fp32", "--device", "cpu"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables) as process:
-        assert process.stderr is not None
-        said: list[str] = []
-        try:
-            for line in process.stderr:
-                said.append(line.rstrip("\n"))
-                if found := re.fullmatch(r"serving \S+ at (http://\S+/v1)", said[-1]):
-                    yield process, found[1], said[:-1]
-                    break
-            else:
-                raise AssertionError("\n".join(said))
-        finally:
-            process.kill()
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=variables)
+    try:
+        said = []
+        while not (found := re.fullmatch(r"serving \S+ at (http://\S+/v1)\n", line := read_line(process))):
+            said.append(line.rstrip("\n"))
+            assert line, said
+        yield process, found[1], said
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    """The next line that it says; "" when it says no more."""
+    assert process.stderr is not None
+    return process.stderr.readline()
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Its exit code, and what it said last."""
-    _, err = process.communicate(timeout=TIMEOUT)
-    return process.returncode, err.splitlines()
+    code = process.wait(TIMEOUT)
+    assert process.stderr is not None
+    return code, process.stderr.read().splitlines()
 
 
 def test_it_serves_until_it_is_told_to_stop(model_folder: Path) -> None:
@@ -98,11 +101,13 @@ def test_names_keys_defaults_and_a_log(model_folder: Path, tmp_path: Path) -> No
 def test_twice_it_stops_at_once(model_folder: Path, number: signal.Signals) -> None:
     with started(str(model_folder), "--max-batch", "1") as (process, url, _):
         body = {"prompt": "a", "max_tokens": 250, "n": 128, "stream": True, "ignore_eos": True}
-        with httpx.Client(verify=False, timeout=30) as client, client.stream("POST", url + "/completions", json=body) as stream:  # fmt: skip
+        with (
+            httpx.Client(verify=False, timeout=30) as client,
+            client.stream("POST", url + "/completions", json=body) as stream,
+        ):
             next(stream.iter_lines())
             process.send_signal(number)
-            assert process.stderr is not None
-            assert process.stderr.readline() == "finishing 128 answers, for at most 30 s\n"
+            assert read_line(process) == "finishing 128 answers, for at most 30 s\n"
             process.send_signal(number)
             code, lines = ended(process)
         assert code == 128 + number
@@ -212,7 +217,9 @@ def test_a_source_that_is_none(tmp_path: Path) -> None:
 def test_whoever_lets_all_in_is_warned(model_folder: Path) -> None:
     result = run(f"serve {model_folder} --host 0.0.0.0 --port 65536")
     assert result.exit_code == 2
-    with started(str(model_folder), "--host", "0.0.0.0") as (process, url, said):
-        assert said == ["warning: without an --api-key, whoever reaches 0.0.0.0 can use the model"]
-        assert url.startswith("http://127.0.0.1:")
-        until(lambda: process.poll() is None)
+    assert result.stderr.startswith("error: ")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = run(f"serve {model_folder} --host 0.0.0.0 --port {taken.getsockname()[1]}")
+    assert result.stderr.splitlines()[0] == ("warning: without an --api-key, whoever reaches 0.0.0.0 can use the model")

@@ -12,32 +12,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from served import LIMITS, NAME, Live, held, live, until
+from served import LIMITS, LONG, NAME, Live, connect, held, live, until
 
 from neoxkit.parallel.world import ContactError
 from neoxkit.serve.http import server as module
-
-LONG: dict[str, Any] = {"prompt": "ab", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
-
-
-def connect(server: Live, body: dict[str, Any], buffer: int | None = None) -> socket.socket:
-    """A connection on which a completion was asked for, and nothing was read."""
-    host, port = server.root.removeprefix("http://").split(":")
-    connection = socket.socket()
-    server.clients.append(connection)  # which are closed in the end
-    if buffer is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    connection.settimeout(20)
-    connection.connect((host, int(port)))
-    content = json.dumps(body).encode()
-    lines = (
-        "POST /v1/completions HTTP/1.1",
-        "Host: x",
-        "Content-Type: application/json",
-        f"Content-Length: {len(content)}",
-    )
-    connection.sendall("\r\n".join([*lines, "", ""]).encode() + content)
-    return connection
 
 
 def received(connection: socket.socket, end: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
-from served import NAME, Live, held, live, until
+from served import LONG, NAME, Live, connect, held, live, until
 
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 COUNTERS = (
@@ -72,8 +72,6 @@ def test_what_is_done_is_counted(model_folder: Path) -> None:
 
 
 def test_what_goes_on_is_shown(model_folder: Path) -> None:
-    from test_lifetime import LONG, connect
-
     with live(model_folder) as server, held(server.serving) as let:
         leaving = connect(server, {**LONG, "n": 10})
         until(lambda: server.service.statistics.waiting == 10)

@@ -1,4 +1,4 @@
-"""The page, in a browser without a screen: a chat, a text that is continued, stops, errors, a key, a phone, the dark."""
+"""The page, in a browser without a screen: a chat, a text that is continued, stops, errors, a key, a phone, the dark"""
 
 from __future__ import annotations
 
