@@ -11,6 +11,7 @@ import click
 
 from neoxkit.checkpoint.store import Place
 from neoxkit.cli import options
+from neoxkit.cli.running import Running, running
 from neoxkit.log import counted, note
 from neoxkit.serve.settings import NAMES, NUMBERS, Settings
 
@@ -81,50 +82,6 @@ def sampling(function: options.Decorated) -> options.Decorated:
     return function
 
 
-ENGINE: tuple[options.Decorator[Any], ...] = (
-    options.tp(),
-    options.run_dtype(),
-    options.device(),
-    click.option(
-        "--max-batch",
-        type=click.IntRange(min=1),
-        default=32,
-        show_default=True,
-        metavar="N",
-        help="Answers that are worked on at once.",
-    ),
-    click.option(
-        "--max-context",
-        type=click.IntRange(min=2),
-        metavar="N",
-        help="The longest text in tokens, prompt and answer; the model's context when left out.",
-    ),
-    click.option(
-        "--cache-tokens",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Tokens that the key/value cache holds; when left out, --max-batch texts, or as many as memory allows.",
-    ),
-    click.option(
-        "--step-tokens",
-        type=click.IntRange(min=1),
-        default=512,
-        show_default=True,
-        metavar="N",
-        help="Tokens of one pass at most: longer prompts are read in several.",
-    ),
-    click.option("--compile", is_flag=True, help="Compile the layers, which takes a while at the start."),
-)
-"""What the engine holds, and how it runs."""
-
-
-def engine(function: options.Decorated) -> options.Decorated:
-    """The options of ENGINE."""
-    for option in reversed(ENGINE):
-        function = option(function)
-    return function
-
-
 @click.command()
 @click.argument("source", type=options.PLACE)
 @click.option(
@@ -141,10 +98,7 @@ def engine(function: options.Decorated) -> options.Decorated:
 @click.option("--force", is_flag=True, help="Begin the --output anew.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object of JSON for each answer.")
 @sampling
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="The tokenizer; SOURCE's own when left out.")
-@engine
-@options.assume()
-@options.settings()
+@running
 def command(
     source: Place,
     texts: tuple[str, ...],
@@ -154,6 +108,7 @@ def command(
     output: Path | None,
     force: bool,
     as_json: bool,
+    asked: Running,
     **given: Any,
 ) -> None:
     """Continue prompts, answer a file of them, or talk.
@@ -164,7 +119,7 @@ def command(
     the same command goes on where one was interrupted.
     """
     check_modes(bool(texts), file, interactive, unconditional)
-    settings = Settings(**{name: given.pop(name) for name in NAMES})
+    settings = Settings(**{name: given[name] for name in NAMES})
     check_effect(settings, file, interactive, unconditional, output, force, as_json)
 
     from neoxkit.serve.answer_file import check_output
@@ -179,7 +134,7 @@ def command(
     if file is not None and output is not None:
         check_output(output, file)
 
-    with open_engine(source, **given) as serving:
+    with asked.open(source, waiting=asked.max_batch) as serving:
         if interactive:
             talk(serving, settings)
             return
@@ -189,7 +144,7 @@ def command(
 
         tasks = tasks_for(prompts, serving)
         if file is not None:
-            answer_file(serving, tasks, model_of(serving, source, given["dtype"]), output, force)
+            answer_file(serving, tasks, model_of(serving, source, asked.dtype), output, force)
         elif len(tasks) == 1 and not as_json:
             print_one(serving, tasks[0])
         else:
@@ -241,29 +196,6 @@ def check_effect(
 def refuse(line: str) -> None:
     """Raise UsageError, which names the command."""
     raise click.UsageError(line, click.get_current_context())
-
-
-def open_engine(
-    source: Place,
-    tokenizer: Path | None,
-    tp: int,
-    dtype: str | None,
-    device: str,
-    max_batch: int,
-    max_context: int | None,
-    cache_tokens: int | None,
-    step_tokens: int,
-    compile: bool,  # noqa: A002 (the option's name)
-    assume: Sequence[str],
-    config: Sequence[Path],
-) -> Serving:
-    """The engine that the options of ENGINE and others ask for."""
-    from neoxkit.serve import start
-    from neoxkit.serve.request import Limits
-
-    limits = Limits(max_batch, max_batch, step_tokens, max_context, cache_tokens)
-    found = options.safetensors_dtype(dtype), device, tp, limits, compile
-    return start.open_engine(source, tokenizer, *found, assume=options.assumptions(assume), settings=config)
 
 
 def talk(serving: Serving, settings: Settings) -> None:

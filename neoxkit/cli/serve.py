@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from neoxkit.checkpoint.store import Place
 from neoxkit.cli import options
+from neoxkit.cli.running import Running, running
 from neoxkit.errors import ConfigError
 from neoxkit.log import note, warn
 
@@ -34,55 +33,6 @@ class Offer:
     origins: tuple[str, ...]
     grace: float
     access_log: bool
-
-
-ENGINE = (
-    click.option(
-        "--max-batch",
-        type=click.IntRange(min=1),
-        default=32,
-        show_default=True,
-        metavar="N",
-        help="Answers that are worked on at once.",
-    ),
-    click.option(
-        "--max-waiting",
-        type=click.IntRange(min=1),
-        default=256,
-        show_default=True,
-        metavar="N",
-        help="Answers that may wait for their turn; who asks for more is told to come again (429).",
-    ),
-    click.option(
-        "--max-context",
-        type=click.IntRange(min=2),
-        metavar="N",
-        help="The longest text in tokens, prompt and answer; the model's context when left out.",
-    ),
-    click.option(
-        "--cache-tokens",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Tokens that the key/value cache holds; when left out, --max-batch texts, or as many as memory allows.",
-    ),
-    click.option(
-        "--step-tokens",
-        type=click.IntRange(min=1),
-        default=512,
-        show_default=True,
-        metavar="N",
-        help="Tokens of one pass at most: longer prompts are read in several.",
-    ),
-    click.option("--compile", is_flag=True, help="Compile the layers, which takes a while at the start."),
-)
-"""What the engine holds, and how it runs."""
-
-
-def engine(function: options.Decorated) -> options.Decorated:
-    """The options of ENGINE."""
-    for option in reversed(ENGINE):
-        function = option(function)
-    return function
 
 
 @click.command()
@@ -130,30 +80,22 @@ def engine(function: options.Decorated) -> options.Decorated:
     help="What open answers may take when the server is told to stop.",
 )
 @click.option("--access-log", is_flag=True, help="Print a line for each request, on standard error.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="The tokenizer; SOURCE's own when left out.")
-@options.tp()
-@options.run_dtype()
-@options.device()
-@engine
-@options.assume()
-@options.settings()
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Answers that may wait for their turn; who asks for more is told to come again (429).",
+)
+@running
 @click.pass_context
 def command(
     ctx: click.Context,
     source: Place,
     max_body: str,
-    tokenizer: Path | None,
-    tp: int,
-    dtype: str | None,
-    device: str,
-    max_batch: int,
     max_waiting: int,
-    max_context: int | None,
-    cache_tokens: int | None,
-    step_tokens: int,
-    compile: bool,  # noqa: A002 (the option's name)
-    assume: Sequence[str],
-    config: Sequence[Path],
+    asked: Running,
     **given: Any,
 ) -> None:
     """Serve a model by OpenAI's API, and a page to try it.
@@ -167,14 +109,10 @@ def command(
 
     from neoxkit.serve.http.server import listen
     from neoxkit.serve.ranks import variables
-    from neoxkit.serve.request import Limits
-    from neoxkit.serve.start import open_engine
 
     follows = variables(os.environ) and int(os.environ.get("RANK", "0")) > 0
     listening = None if follows else listen(offer.host, offer.port)  # before a model is loaded for nothing
-    limits = Limits(max_batch, max_waiting, step_tokens, max_context, cache_tokens)
-    found = options.safetensors_dtype(dtype), device, tp, limits, compile
-    with open_engine(source, tokenizer, *found, assume=options.assumptions(assume), settings=config) as serving:
+    with asked.open(source, max_waiting) as serving:
         assert listening is not None, "only the first rank comes here"
         ctx.exit(serve(ctx, serving, listening, offer))
 

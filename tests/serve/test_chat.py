@@ -95,7 +95,8 @@ TEMPLATES = {
         "    {% if ns.count > 2 %}{% break %}{% endif %}\n    {% set ns.count = ns.count + 1 %}\n"
         "    {% generation %}{% set inner = 'set inside' %}{{ message | tojson }}{% endgeneration %}\n"
         "{{ inner }}{{ message.reasoning_content }}{{ message.thinking }}{{ message.name }}\n{% endfor %}\n"
-        "{{ dict(a=1) }}{{ dict.fromkeys(['b'], 2) }}{{ pad_token }}{{ unk_token }}{{ nothing }}{{ ns.self }}\n"
+        "{{ dict(a=1) }}{{ dict.fromkeys(['b'], 2) }}{{ dict.items is defined }}"
+        "{{ pad_token }}{{ unk_token }}{{ nothing }}{{ ns.self }}\n"
         "{{ tools }} {{ documents }} {{ extra | default('none') }} {{ strftime_now('%Y') }}\n"
         "{{ {'z': 'é <&>', 'a': 1} | tojson(indent=2, sort_keys=true) }}{% macro said(x) %}[{{ x }}]{% endmacro %}"
         "{{ said(1) }}  \n\n"
@@ -337,7 +338,7 @@ def place(folder: Path, words: Path, files: dict[str, Any]) -> Path:
     return folder
 
 
-SOME = "{{ bos_token }}{{ eos_token }}{{ pad_token }} some"
+SOME = "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ tokenizer_class }} some"
 OTHER = "{{ messages[0].content }} other"
 NAMED = [{"name": "default", "template": SOME}, {"name": "rag", "template": OTHER}]
 TOOLS = [*NAMED, {"name": "tool_use", "template": "{{ tools | length }} tools"}]

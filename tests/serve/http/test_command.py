@@ -105,14 +105,15 @@ def test_twice_it_stops_at_once(model_folder: Path, number: signal.Signals) -> N
             httpx.Client(verify=False, timeout=30) as client,
             client.stream("POST", url + "/completions", json=body) as stream,
         ):
-            next(stream.iter_lines())
+            lines = stream.iter_lines()  # which is kept: the connection ends with it
+            next(lines)
             process.send_signal(number)
             assert read_line(process) == "finishing 128 answers, for at most 30 s\n"
             process.send_signal(number)
-            code, lines = ended(process)
+            code, last = ended(process)
         assert code == 128 + number
-        assert len(lines) == 1
-        assert re.fullmatch(r"\d+ answers? cut off", lines[0])
+        assert len(last) == 1
+        assert re.fullmatch(r"\d+ answers? cut off", last[0])
 
 
 def test_a_rank_that_dies_ends_the_server(model_folder: Path) -> None:
