@@ -36,7 +36,7 @@ COMMANDS = {
     "diff": ("neoxkit.cli.diff", "Compare the weights of two checkpoints."),
     "gc": ("neoxkit.cli.gc", "Remove old checkpoints of a run."),
     "rebuild-manifest": ("neoxkit.cli.rebuild_manifest", "Make a lost or damaged manifest.json anew."),
-    "generate": ("neoxkit.cli.generate", "Continue a prompt."),
+    "generate": ("neoxkit.cli.generate", "Continue prompts, answer a file of them, or talk."),
     "serve": ("neoxkit.cli.serve", "Serve a model by OpenAI's API, and a page to try it."),
     "eval": ("neoxkit.cli.eval", "Measure bits per byte and perplexity on texts."),
     "config": ("neoxkit.cli.config", "Check, show, convert and explain the configuration of a run."),

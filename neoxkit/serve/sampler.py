@@ -318,14 +318,14 @@ def _one_of(weights: np.ndarray, row: Row) -> int:
     if share < 1:
         # Tokens that weigh less have less than 1 - share of the whole together, so they are outweighed.
         least = max(least, (1 - share) * whole / len(left))
-    values = np.sort(weights[weights >= least])[::-1]
-    ends = np.cumsum(values, dtype=np.float64)
+    ids = np.flatnonzero(weights >= least)
+    # As in `_keys`, but that weights are not below 0.
+    keys = np.sort((weights[ids].view(np.int32).astype(np.int64) << 32) - ids)[::-1]
+    ids = -keys & 0xFFFFFFFF
+    mass = weights[ids].astype(np.float64)
     if share < 1:
-        ends = ends[ends - values <= share * whole]
-    rank = int(np.searchsorted(ends, number * ends[-1], side="right"))
-    # Ids would take longer to sort than numbers. Of equals the lower id goes first.
-    equals = np.flatnonzero(weights == values[rank])
-    return int(equals[rank - np.count_nonzero(values > values[rank])])
+        mass *= np.cumsum(mass) - mass <= share * whole
+    return int(ids[_race([row], ids[None], mass[None])[0]])
 
 
 def _column(numbers: Sequence[float], like: Tensor) -> Tensor:

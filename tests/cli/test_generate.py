@@ -140,8 +140,7 @@ def test_the_engine_is_as_asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "--cache-tokens 99 --step-tokens 7 --compile --assume a=b --config c.yml"
     )
     limits = Limits(batch=3, waiting=3, step_tokens=7, context=40, cache_tokens=99)
-    more = {"assume": {"a": "b"}, "settings": (Path("c.yml"),)}
-    assert asked == [(Path("hf"), Path("t"), "BF16", "cpu", 2, limits, True, more)]
+    assert asked == [(Path("hf"), Path("t"), "BF16", "cpu", 2, limits, True, {"a": "b"}, (Path("c.yml"),), {})]
 
 
 def test_texts_and_tokens_that_end_an_answer(here: Path) -> None:
