@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from neoxkit.errors import ConfigError
 from neoxkit.log import note, warn
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from neoxkit.serve.start import Serving
 
 LOOPBACK = ("127.", "::1", "localhost")
@@ -111,8 +114,10 @@ def command(
     from neoxkit.serve.ranks import variables
 
     follows = variables(os.environ) and int(os.environ.get("RANK", "0")) > 0
-    listening = None if follows else listen(offer.host, offer.port)  # before a model is loaded for nothing
-    with asked.open(source, max_waiting) as serving:
+    with (
+        nullcontext() if follows else listen(offer.host, offer.port) as listening,  # before a model is loaded in vain
+        asked.open(source, max_waiting) as serving,
+    ):
         assert listening is not None, "only the first rank comes here"
         ctx.exit(serve(ctx, serving, listening, offer))
 
@@ -127,7 +132,7 @@ def check(offer: Offer) -> None:
         warn(f"without an --api-key, whoever reaches {offer.host} can use the model")
 
 
-def serve(ctx: click.Context, serving: Serving, listening: Any, offer: Offer) -> int:
+def serve(ctx: click.Context, serving: Serving, listening: socket, offer: Offer) -> int:
     """Answer until a signal; the exit code."""
     from neoxkit.serve.chat import ChatTemplate
     from neoxkit.serve.http import server

@@ -115,11 +115,13 @@ class GroupedQueryAttention(nn.Module):
         fused = self.qkv(x)
         batch, tokens, _ = fused.shape  # on a divided stream x has fewer tokens
         heads = fused.view(batch, tokens, -1, self.head_dim)
-        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        both, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = both.split((self.heads, self.kv_heads), dim=2)
+            both = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
         if context.rotation is not None:
-            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+            both = rotate(both, context.rotation)  # at once: half the operations
+        q, k = both.split((self.heads, self.kv_heads), dim=2)
         if state is not None:
             k, v = state.extend(k, v, context.positions, context.last)
         mixed = self.attend(q, k, v, context.seen)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoxkit.config.model import Norm
-from neoxkit.parallel.division import UNDIVIDED, Division
+from neoxkit.parallel.division import UNDIVIDED, Division, RmsNorm
 from neoxkit.parallel.layers import declare
 from neoxkit.spec import Axis, Role, Split, TensorSpec
 
@@ -39,10 +40,18 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.weight = declare([TensorSpec(f"{name}.weight", (width,), role=Role.NORM)], division, sums=sums)
+        self.normalise: RmsNorm = F.rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        return self.weight * F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
+        return self.weight * self.normalise(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
+
+
+def quick_rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float) -> Tensor:
+    """torch's rms_norm without gradients, by operations that take a CPU a third of the time for a few tokens."""
+    assert weight is None, "the weight is applied after rounding"
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x * torch.rsqrt(length * length / shape[0] + eps)
 
 
 class WideRMSNorm(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from neoxkit.nn.decoder import Decoder
+from neoxkit.nn.norm import RMSNorm, quick_rms_norm
 from neoxkit.parallel.layers import Column, Embed, Head, Row
 from neoxkit.parallel.packed import Make
 
@@ -22,6 +23,8 @@ def pack(model: Decoder, make: Make) -> None:
     for module in model.modules():
         if isinstance(module, Column | Row | Head):
             module.multiply_by(make)
+        elif isinstance(module, RMSNorm):
+            module.normalise = quick_rms_norm
         elif isinstance(module, Embed) and module.weight.dtype != torch.float32:
             module.look_up = _widened(module.look_up)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, Embed)}

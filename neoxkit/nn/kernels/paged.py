@@ -46,12 +46,16 @@ class Packing:
 
 
 class Singles(NamedTuple):
-    """Texts with one token each: tokens `first` to `last` of the row, their pages, and what is added to scores."""
+    """Texts with one token each: tokens `first` to `last` of the row, their pages, and what is added to scores.
+
+    Texts of the same length see `keys` keys and nothing is added; others see those of all their pages but for a bias.
+    """
 
     first: int
     last: int
     pages: Tensor  # int [N x P]
-    bias: Tensor  # [N, 1, 1, S], or [N, G, R, S] with ALiBi
+    keys: int | None
+    bias: Tensor | None  # [N, 1, 1, S], or [N, G, R, S] with ALiBi
 
 
 class Chunk(NamedTuple):
@@ -87,7 +91,7 @@ class Gathered:
 
     def _single(self, q: Tensor, k: Tensor, v: Tensor, batch: Singles) -> Tensor:
         rows, heads, dim = batch.last - batch.first, q.shape[2], q.shape[3]
-        k, v = (_bring(x, batch.pages, rows).transpose(1, 2) for x in (k, v))
+        k, v = (_bring(x, batch.pages, rows)[:, : batch.keys].transpose(1, 2) for x in (k, v))
         q = q[0, batch.first : batch.last].reshape(rows, k.shape[1], -1, dim)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=batch.bias).reshape(1, rows, heads, dim)
 
@@ -181,12 +185,15 @@ def _single_batch(
     lengths = packing.lengths[first:last]
     wide = -(-max(lengths) // packing.size)
     device = packing.tables.device
+    pages = packing.tables[first:last, :wide].reshape(-1)
+    if slopes is None and min(lengths) == max(lengths) and (window is None or window >= lengths[0]):
+        return Singles(first, last, pages, lengths[0], None)
     own = torch.tensor(lengths, device=device)[:, None] - 1
     distance = own - torch.arange(wide * packing.size, device=device)
     bias = _bias(distance, window, dtype)[:, None, None]
     if slopes is not None:
         bias = (bias.float() - slopes * distance[:, None, None]).to(dtype)
-    return Singles(first, last, packing.tables[first:last, :wide].reshape(-1), bias)
+    return Singles(first, last, pages, None, bias)
 
 
 def _chunk_of(

@@ -36,10 +36,9 @@ def listen(host: str, port: int) -> socket.socket:
     Raises ConfigError when there is no such host here, or the port cannot be had.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (socket.gaierror, UnicodeError):
+        known = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE) if host else []
+        family, kind, protocol, _, address = known[0]
+    except (socket.gaierror, UnicodeError, IndexError):
         raise ConfigError(f"there is no host {host!r}", "give one of this machine's names or addresses") from None
     found = socket.socket(family, kind, protocol)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

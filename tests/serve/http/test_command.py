@@ -178,15 +178,15 @@ def test_a_port_that_is_taken(model_folder: Path) -> None:
     [
         ("--host no.such.host.invalid", "there is no host 'no.such.host.invalid'; give one of this machine's names"),
         ("--host 192.0.2.1 --port 0", "cannot listen at 192.0.2.1 port 0: cannot assign requested address; give anoth"),
-        ("--host ''", "--host"),
+        ("--host ''", "there is no host ''"),
         ("--port 65536", "65536 is not in the range 0<=x<=65535"),
-        ("--max-body 12", "'12' is no size; write it as 500KB"),
+        ("--max-body 12", "'12' is no size; write it as 500MB or 5GB"),
         ("--max-batch 0", "0 is not in the range x>=1"),
         ("--grace nan", "nan is not a finite number"),
         ("--api-key ''", "a key of the API is empty"),
         ("--api-key 'a b'", "a key of the API is empty, or has characters that no header carries"),
         ("--served-model-name ''", "a name of the model is empty"),
-        ("--tp 5 --port 0", "tp"),
+        ("--tp 5 --port 0", "do not divide over tp 5; choose a tp that divides 6"),
     ],
 )
 def test_what_cannot_be_served(model_folder: Path, options: str, says: str) -> None:

@@ -1,4 +1,4 @@
-"""The page, in a browser without a screen: a chat, a text that is continued, stops, errors, a key, a phone, the dark"""
+"""The page, in a browser without a screen: chats, texts that are continued, stops, errors, a key, a phone, the dark."""
 
 from __future__ import annotations
 
@@ -60,8 +60,6 @@ class Page:
     def __init__(self, browser: WebDriver, server: Live) -> None:
         self.browser, self.server = browser, server
         browser.get(server.root + "/")
-        if "send" not in browser.page_source:
-            print(browser.page_source[:3000], browser.get_log("browser"))
 
     def at(self, name: str) -> Any:
         return self.browser.find_element(By.ID, name)
@@ -113,6 +111,7 @@ def test_a_conversation(page: Page, server: Live) -> None:
     assert page.text("name") == NAME
     assert page.browser.title == NAME
     assert page.text("state") == "256 tokens of context"
+    assert not page.at("lock").is_displayed()
     messages = []
     for question in ("hello", "and then?"):
         messages.append({"role": "user", "content": question})
