@@ -161,8 +161,9 @@ class Crowd:
         """No HTTP at all, or a request that never ends, and gone."""
         host, port = self.root.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port))
-        started = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sesame\r\nContent-Type: application/json\r\n"
-        writer.write(self.chance.choice([b"\x16\x03\x01nonsense\r\n\r\n", started + b"Content-Length: 999\r\n\r\n{"]))
+        head = ("POST /v1/completions HTTP/1.1", "Host: x", f"Authorization: Bearer {KEY}", "Content-Length: 999")
+        started = "\r\n".join([*head, "Content-Type: application/json", "", "{"]).encode()
+        writer.write(self.chance.choice([b"\x16\x03\x01nonsense\r\n\r\n", started]))
         await writer.drain()
         writer.close()
 
@@ -216,7 +217,8 @@ async def at_rest(http: httpx.AsyncClient) -> dict[str, float]:
     """Wait until nothing is open, and no page held; the gauges then."""
     for _ in range(200):
         text = (await http.get("/metrics")).text
-        gauges = {name: float(value) for name, value in re.findall(r"^vllm:(num_requests_\w+|kv_cache\w+)\{.*\} (\S+)", text, re.M)}  # fmt: skip
+        found = re.findall(r"^vllm:(num_requests_\w+|kv_cache\w+)\{.*\} (\S+)", text, re.MULTILINE)
+        gauges = {name: float(value) for name, value in found}
         if not any(gauges.values()):
             return gauges
         await asyncio.sleep(0.05)
