@@ -52,10 +52,7 @@ class Part:
     stopped_by: int | str | None = None
 
     def __bool__(self) -> bool:
-        return self != _NOTHING
-
-
-_NOTHING = Part()
+        return bool(self.text or self.tokens or self.prompt or self.finish is not None)
 
 
 class Reply:
@@ -71,10 +68,12 @@ class Reply:
         self.began = time.monotonic()
         self.last: float | None = None  # when its newest token came
         self._lock = threading.Lock()
-        self._part = _NOTHING
         self._texts: list[str] = []
         self._scored: list[Scored] = []
-        self._taken = 0
+        self._prompt: tuple[Scored, ...] = ()
+        self._stopped_by: int | str | None = None
+        self._taken = 0  # of the tokens
+        self._told = False  # that it has ended
 
     def add(self, text: str, scored: Scored | None, tokens: int) -> None:
         """A token, or what was held back of the text."""
@@ -88,25 +87,26 @@ class Reply:
     def begin(self, prompt: tuple[Scored, ...], cached: int) -> None:
         """What is known of the prompt."""
         with self._lock:
-            self.cached = cached
-            self._part = replace(self._part, prompt=prompt)
+            self.cached, self._prompt = cached, prompt
 
     def end(self, finish: Finish, stopped_by: int | str | None = None) -> None:
         """Nothing more comes."""
         with self._lock:
-            self.finish = finish
-            self._part = replace(self._part, finish=finish, stopped_by=stopped_by)
+            self.finish, self._stopped_by = finish, stopped_by
 
     def take(self) -> Part:
         """What was added since the last time; a false one when that is nothing."""
         with self._lock:
-            found = replace(
-                self._part,
+            finish = None if self._told else self.finish
+            found = Part(
                 text="".join(self._texts),
-                scored=tuple(self._scored),
                 tokens=self.tokens - self._taken,
+                scored=tuple(self._scored),
+                prompt=self._prompt,
+                finish=finish,
+                stopped_by=None if finish is None else self._stopped_by,
             )
-            self._part, self._taken = _NOTHING, self.tokens
+            self._taken, self._prompt, self._told = self.tokens, (), self.finish is not None
             self._texts.clear()
             self._scored.clear()
             return found
@@ -115,14 +115,15 @@ class Reply:
 class Asked:
     """Questions that were asked together, and the replies: of the first question all samples, then of the next.
 
-    `accepted` once the engine has taken them up. With an `error` no more comes of any of them.
+    `accepted` once the engine has taken them up. With an `error` no more comes of any of them. Whoever asked is woken
+    when they are accepted and done and, with `pieces`, each time that there is something to take.
     """
 
-    def __init__(self, questions: Sequence[Question], wake: Wake) -> None:
+    def __init__(self, questions: Sequence[Question], wake: Wake, pieces: bool = True) -> None:
         self.replies = tuple(Reply(each, request) for each in questions for request in each.requests())
         self.accepted = self.cancelled = False
         self.error: BaseException | None = None
-        self.wake = wake
+        self.wake, self.pieces = wake, pieces
 
     @property
     def done(self) -> bool:
@@ -131,8 +132,8 @@ class Asked:
 
 
 Wake = Callable[[Collection[Asked]], None]
-"""Called by the engine's thread, at most once a tick, with everything of one asker that has changed. It must be quick,
-and must not raise."""
+"""Called by the engine's thread, once before and once after a tick at most, with everything of one asker that has
+changed. It must be quick, and must not raise."""
 
 
 class Observer(Protocol):

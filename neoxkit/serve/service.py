@@ -87,14 +87,14 @@ class Service:
         """Answers that are open."""
         return self._load
 
-    def ask(self, questions: Sequence[Question], wake: Wake) -> Asked:
-        """Ask questions together. `wake` is called when there is something to take.
+    def ask(self, questions: Sequence[Question], wake: Wake, pieces: bool = True) -> Asked:
+        """Ask questions together. `wake` is called as `Asked` says.
 
         Raises BusyError when there is no room for all of them, ClosingError when the service is being stopped or has
         failed.
         What the engine refuses, a prompt that is too long say, becomes the `error` of what is returned.
         """
-        asked = Asked(questions, wake)
+        asked = Asked(questions, wake, pieces)
         with self._condition:
             if self.failure is not None:
                 raise ClosingError("the engine has failed", "start the server again")
@@ -167,6 +167,7 @@ class Service:
             ending = self._ending
         while self._box:
             self._box.popleft()()
+        self._wake_all()  # a pass may take long
         if not ending:
             events = self._engine.tick()
             now = time.monotonic()
@@ -210,7 +211,8 @@ class Service:
         if found is None:
             return
         reply, text = found.reply, found.text
-        self._touch(found.asked)
+        if found.asked.pieces:
+            self._touch(found.asked)
         if event.prompt or event.cached:
             reply.begin(event.prompt, event.cached)
         if event.token is not None:
@@ -241,6 +243,8 @@ class Service:
     def _end(self, asked: Asked, reply: Reply, finish: Finish, stopped_by: int | str | None = None) -> None:
         """Nothing more comes of a reply."""
         reply.end(finish, stopped_by)
+        if asked.done:
+            self._touch(asked)
         if self.observer is not None:
             self.observer.ended(finish, time.monotonic() - reply.began)
         with self._condition:
@@ -272,7 +276,7 @@ class Service:
         self._wake_all()
 
     def _touch(self, asked: Asked) -> None:
-        """Have whoever asked woken at the end of this round."""
+        """Have whoever asked woken soon."""
         self._changed.setdefault(asked.wake, {})[asked] = None
 
     def _wake_all(self) -> None:

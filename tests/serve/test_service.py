@@ -193,6 +193,17 @@ def test_whoever_asked_is_woken_once_a_tick(service: Service, fake: Fake) -> Non
     assert asker.woken <= 5  # once when the engine had taken it up, at most, and four times for three tokens
 
 
+def test_whoever_wants_it_whole_is_woken_at_the_beginning_and_the_end(service: Service, fake: Fake) -> None:
+    asker = Asker()
+    asked = service.ask([question(samples=2)], asker.wake, pieces=False)
+    until(lambda: asker.woken == 1)
+    assert asked.accepted
+    fake.let()
+    until(lambda: asked.done)
+    assert [whole(reply)[0] for reply in asked.replies] == [TEXT, TEXT]
+    until(lambda: asker.woken == 2)
+
+
 def test_more_than_may_wait_is_refused_at_once(service: Service, fake: Fake) -> None:
     asked = ask(service, question(samples=5))
     with pytest.raises(BusyError, match=r"5 answers are open, of at most 6; ask again later"):

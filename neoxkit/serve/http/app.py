@@ -161,7 +161,7 @@ class Api:
 
     async def _answer(self, request: Request, body: CompletionBody | ChatBody, ask: Ask) -> ASGIApp:
         """The answer, whole or as a stream."""
-        exchange = Exchange(self.service, self._bell, request, ask.questions)
+        exchange = Exchange(self.service, self._bell, request, ask.questions, pieces=bool(body.stream))
         try:
             answers = Answers(body, ask, exchange.asked, body.model or self.settings.names[0], self._texts)
             await exchange.accepted()

@@ -46,11 +46,10 @@ class Asker:
 
     def completions(self, body: CompletionBody) -> Ask:
         """What `/v1/completions` is asked. Raises ApiError."""
+        _check_stream(body)
         most = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         if most == 0 and not body.echo and body.prompt_logprobs is None:
             raise ApiError("max_tokens is 0; ask for a token, or with echo for the prompt", param="max_tokens")
-        if body.stream and body.prompt_logprobs is not None:
-            raise ApiError("prompt_logprobs are not streamed; leave out stream", param="prompt_logprobs")
         scored = body.prompt_logprobs is not None or (bool(body.echo) and body.logprobs is not None)
         questions, texts = [], []
         for prompt in prompts_of(body.prompt):
@@ -66,8 +65,7 @@ class Asker:
             raise ApiError("max_tokens and max_completion_tokens differ; give one of them", param="max_tokens")
         if body.top_logprobs is not None and not body.logprobs:
             raise ApiError("top_logprobs come with logprobs; set logprobs to true", param="top_logprobs")
-        if body.stream and body.prompt_logprobs is not None:
-            raise ApiError("prompt_logprobs are not streamed; leave out stream", param="prompt_logprobs")
+        _check_stream(body)
         most = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
         if most == 0:
             raise ApiError("max_tokens is 0; ask for a token", param="max_tokens")
@@ -210,6 +208,14 @@ def prompts_of(given: Any) -> list[str | list[int]]:
         return given
     message = "prompt: neither a text, nor texts, nor token ids, nor lists of token ids; give one of them"
     raise ApiError(message, param="prompt", code="invalid_value")
+
+
+def _check_stream(body: Asking) -> None:
+    """Raise ApiError for what is not streamed, and for what is said of a stream that is none."""
+    if body.stream and body.prompt_logprobs is not None:
+        raise ApiError("prompt_logprobs are not streamed; leave out stream", param="prompt_logprobs")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError("stream_options are for a stream; set stream to true", param="stream_options")
 
 
 def _ids(given: Any) -> bool:

@@ -62,11 +62,16 @@ class Bell:
 class Exchange:
     """What a request has asked. When it is closed, or its client goes, nobody works on it any more."""
 
-    def __init__(self, service: Service, bell: Bell, request: Request, questions: Collection[Question]) -> None:
-        """Ask. Raises ApiError when nothing new is answered, or there is no room."""
+    def __init__(
+        self, service: Service, bell: Bell, request: Request, questions: Collection[Question], pieces: bool
+    ) -> None:
+        """Ask; with `pieces`, what grows is wanted as it does.
+
+        Raises ApiError when nothing new is answered, or there is no room.
+        """
         self._service, self._bell = service, bell
         try:
-            self.asked = service.ask(tuple(questions), bell.ring)
+            self.asked = service.ask(tuple(questions), bell.ring, pieces)
         except NeoxkitError as error:
             raise from_service(error) from None
         self._event = bell.hang(self.asked)

@@ -89,7 +89,7 @@ class Page:
 
     def wrong(self) -> list[str]:
         """What the browser itself complains of."""
-        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]  # type: ignore[no-untyped-call]
+        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import openai
 import pytest
 from served import NAME, Live, held, live, until
 
+from neoxkit.serve.http import limits
 from neoxkit.serve.http.schema import REFUSED, WITHOUT_EFFECT, ChatBody, CompletionBody
 from neoxkit.serve.request import Limits
 
@@ -79,6 +81,8 @@ COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "a", "logprobs": 21}, "logprobs", "less than or equal to 20"),
     ({"prompt": "a", "logprobs": True}, "logprobs", "valid integer"),
     ({"prompt": "a", "prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "are not streamed"),
+    ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
+    ({"prompt": "a", "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation", "False"),
     ({"prompt": "a", "stream_options": {"usage": True}}, "stream_options.usage", "there is no parameter"),
     ({"prompt": "a", "stream": "yes"}, "stream", "valid boolean"),
     ({"prompt": "a", "max_token": 5}, "max_token", "there is no parameter 'max_token'; did you mean max_tokens?"),
@@ -148,6 +152,24 @@ def test_every_field_stands_in_one_table() -> None:
     assert not WITHOUT_EFFECT.keys() & REFUSED.keys()
     assert ChatBody.model_fields.keys() & REFUSED.keys() == set()
     assert CompletionBody.model_fields.keys() & REFUSED.keys() == {"echo"}
+    page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+    fields = {*WITHOUT_EFFECT, *REFUSED, *CompletionBody.model_fields, *ChatBody.model_fields} - {"model"}
+    assert [name for name in sorted(fields) if f"`{name}`" not in page] == []
+
+
+def test_a_body_that_does_not_come(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PATIENCE", 0.2)
+    with live(model_folder) as server:
+
+        def slowly() -> Iterator[bytes]:
+            yield b'{"prompt": '
+            time.sleep(0.6)
+            yield b'"a"}'
+
+        response = server.http.post(
+            server.url + "/completions", content=slowly(), headers={"content-type": "application/json"}
+        )
+        assert "did not come within" in refused(response, 408)["message"]
 
 
 @pytest.mark.parametrize(
