@@ -24,8 +24,7 @@ def unquantized(source: Path, destination: Path) -> None:
     left_out = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version")
     for field in read.fields.values():
         if not field.name.startswith(left_out):
-            kinds = [*field.types, None]
-            written.add_key_value(field.name, field.contents(), kinds[0], kinds[1])
+            written.add_key_value(field.name, field.contents(), *field.types[:2])  # an array's, and of its elements
     written.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     for tensor in read.tensors:
         values = torch.from_numpy(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type)))

@@ -99,8 +99,10 @@ class Contest:
         }
         for kind in KINDS:
             python = python_of(kind, options.environments)
-            if kind.server not in options.servers or not python.exists():
-                print(f"left out: {kind.name}", file=sys.stderr)
+            if kind.server not in options.servers:
+                continue
+            if not python.exists():
+                print(f"left out: {kind.name}: no {python}", file=sys.stderr)
                 continue
             try:
                 said = folder / f"{kind.name}.txt"
@@ -145,15 +147,18 @@ class Contest:
 
     def trial(self, clients: int) -> None:
         """Warm up, and choose in which dtypes each goes on."""
-        found = {}
+        found: dict[Kind, Turn] = {}
         for kind in self.servers:
             self.ask(kind, clients, self.bodies(2000, clients)[: max(2, clients)])
-            found[kind] = self.turn(kind, clients, self.bodies(1000, clients)).rate
-        best = {kind.server: max(found[each] for each in found if each.server == kind.server) for kind in found}
-        self.taken[clients] = {kind: [] for kind in found if found[kind] >= NEAR * best[kind.server]}
+            found[kind] = self.turn(kind, clients, self.bodies(1000, clients))
+        best = {kind.server: max(found[each].rate for each in found if each.server == kind.server) for kind in found}
+        near = [kind for kind, turn in found.items() if turn.rate >= NEAR * best[kind.server]]
+        disturbed = [kind for kind, turn in found.items() if turn.others > self.options.most_others]
+        self.taken[clients] = {kind: [] for kind in found if kind in near + disturbed}
         for kind in found.keys() - self.taken[clients].keys():
             print(
-                f"{clients} clients: {kind.name} stops after {found[kind]:.1f} tokens/s in the trial", file=sys.stderr
+                f"{clients} clients: {kind.name} stops after {found[kind].rate:.1f} tokens/s in the trial",
+                file=sys.stderr,
             )
 
     def round(self, number: int, clients: int, order: random.Random) -> None:
