@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -239,6 +240,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Start all servers, let them take turns, print."""
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # or servers that are stopped would stay
     told: dict[str, Any] = {"machine": machine(), "threads": options.threads, "rounds": options.rounds}
     with tempfile.TemporaryDirectory(prefix="serving-") as name:
         contest = Contest(smollm2(Path(name)), options, Path(name))

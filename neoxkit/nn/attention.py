@@ -115,13 +115,12 @@ class GroupedQueryAttention(nn.Module):
         fused = self.qkv(x)
         batch, tokens, _ = fused.shape  # on a divided stream x has fewer tokens
         heads = fused.view(batch, tokens, -1, self.head_dim)
-        both, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=2)
+        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = both.split((self.heads, self.kv_heads), dim=2)
-            both = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
+            q, k = self.q_norm(q), self.k_norm(k)
         if context.rotation is not None:
-            both = rotate(both, context.rotation)  # at once: half the operations
-        q, k = both.split((self.heads, self.kv_heads), dim=2)
+            # One by one: autograd would keep both for what needs one.
+            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
         if state is not None:
             k, v = state.extend(k, v, context.positions, context.last)
         mixed = self.attend(q, k, v, context.seen)

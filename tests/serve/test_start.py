@@ -156,7 +156,8 @@ def test_refused(model: Path, tmp_path: Path) -> None:
 def test_a_job_of_another_size(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="MASTER_ADDR, MASTER_PORT is not set"):
         open_engine(place(model), device="cpu", tp=2, limits=LIMITS)
 
