@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "neoxkit").rglob("*.py"))
 STRICT = ("errors.py", "log.py", "spec.py", "mesh.py", "config", "families", "checkpoint")
 MOST_LINES, MOST_IN_FUNCTION = 400, 60
-SLOW = ("torch", "transformers", "deepspeed", "lm_eval", "fastapi", "matplotlib")
+SLOW = ("torch", "transformers", "deepspeed", "lm_eval", "starlette", "uvicorn", "matplotlib")
 
 
 def exceptions() -> dict[str, str]:
