@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from tiny import SPELLED, TINY, Tiny, save
@@ -14,8 +15,11 @@ from tiny import SPELLED, TINY, Tiny, save
 from neoxkit.convert.load import load_decoder
 from neoxkit.convert.open import open_foreign
 from neoxkit.mesh import Mesh
+from neoxkit.native import ops as native
 from neoxkit.nn.decoder import Decoder, form_groups
+from neoxkit.nn.packing import pack
 from neoxkit.parallel.groups import LOCAL
+from neoxkit.parallel.packed import panels
 from neoxkit.parallel.world import ALONE, World
 from neoxkit.serve.engine import Engine
 from neoxkit.serve.pages import Pages
@@ -132,8 +136,9 @@ LIMITS = {
     "alone": (Limits(batch=1), 128),
     "mixed": (Limits(batch=8, step_tokens=16), 128),
     "tight": (Limits(batch=8, step_tokens=64), 9),  # pages for little more than one text: others are put back
+    "packed": (Limits(batch=8, step_tokens=64), 128),
 }
-"""How the same prompts are worked on, and the pages that there are."""
+"""How the same prompts are worked on, and the pages that there are: `packed` by native code, the others by torch."""
 
 
 def disagreements(
@@ -146,25 +151,37 @@ def disagreements(
     opened.close()
     found = []
     for name in ways:
-        limits, pages = LIMITS[name]
-        if not world.first:
-            follow(Runner(model, pages, SIZE), world)
-            continue
-        leader = Leader(Runner(model, pages, SIZE), world)
-        engine = Engine(leader.run, model.config.vocab, model.config.context, limits, Pages(pages, SIZE), leader.beat)
-        asked = [Request(tuple(each), max_tokens=NEW, logprobs=3, scored_from=1) for each in prompts()]
-        plain = [Request(tuple(each), max_tokens=NEW) for each in prompts()]
-        for kind, requests in (("scored", asked), ("shared", plain)):
-            given = answers(engine, requests)
-            for number, answer in enumerate(given):
-                found += [f"{name}, {kind}, prompt {number}: {what}" for what in _compare(answer, theirs, number)]
-        if engine.statistics().pages_used:
-            found.append(f"{name}: pages are still held")
-        if not engine.statistics().cached_tokens:
-            found.append(f"{name}: nothing was shared")
-        if name == "tight" and not engine.statistics().preemptions:
-            found.append("nobody was put back")
-        leader.end()
+        with patch.object(native, "available", lambda packed=name == "packed": packed):
+            found += _disagreements(model, theirs, name, world)
+    return found
+
+
+def _disagreements(model: Decoder, theirs: Foreign, name: str, world: World) -> list[str]:
+    found = []
+    limits, pages = LIMITS[name]
+    if name == "packed":
+        pack(model, panels)
+    runner = Runner(model, pages, SIZE, limits.batch)
+    if (runner.step is not None) != (name == "packed" and world.size == 1):
+        found.append(f"{name}: there is {'a' if runner.step else 'no'} step")
+    if not world.first:
+        follow(runner, world)
+        return found
+    leader = Leader(runner, world)
+    engine = Engine(leader.run, model.config.vocab, model.config.context, limits, Pages(pages, SIZE), leader.beat)
+    asked = [Request(tuple(each), max_tokens=NEW, logprobs=3, scored_from=1) for each in prompts()]
+    plain = [Request(tuple(each), max_tokens=NEW) for each in prompts()]
+    for kind, requests in (("scored", asked), ("shared", plain)):
+        given = answers(engine, requests)
+        for number, answer in enumerate(given):
+            found += [f"{name}, {kind}, prompt {number}: {what}" for what in _compare(answer, theirs, number)]
+    if engine.statistics().pages_used:
+        found.append(f"{name}: pages are still held")
+    if not engine.statistics().cached_tokens:
+        found.append(f"{name}: nothing was shared")
+    if name == "tight" and not engine.statistics().preemptions:
+        found.append("nobody was put back")
+    leader.end()
     return found
 
 

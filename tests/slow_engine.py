@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,19 @@ class Terminal:
     def type(self, keys: str) -> None:
         """Press keys: "\\r" is Enter, "\\x03" Ctrl-C, "\\x04" Ctrl-D."""
         os.write(self._ours, keys.encode())
+
+    def interrupt_at_sign(self) -> None:
+        """Press Ctrl-C once the program sleeps until a key is pressed.
+
+        Between the sign and that sleep Python's readline only notes a signal, up to the next key.
+        """
+        until, asleep = time.monotonic() + WAIT, 0
+        while asleep < 5:
+            assert time.monotonic() < until, "the program does not come to rest"
+            state = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2][0]
+            asleep = asleep + 1 if state == "S" else 0
+            time.sleep(0.05)
+        self.type("\x03")
 
     def until(self, pattern: str) -> str:
         """What appears up to where a pattern is found, from where the last one ended."""

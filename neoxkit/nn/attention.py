@@ -15,7 +15,7 @@ from neoxkit.nn.kernels import attend, prepare, prepare_pages
 from neoxkit.nn.kernels.sight import Prepared, Sight
 from neoxkit.nn.norm import RMSNorm, WideRMSNorm
 from neoxkit.nn.paged import PagedLayer, PagedState
-from neoxkit.nn.position import Rotation, alibi_slopes, rotate, rotation
+from neoxkit.nn.position import Rotation, alibi_slopes, rotation, turn
 from neoxkit.nn.state import LayerState, State
 from neoxkit.parallel.division import UNDIVIDED, Division
 from neoxkit.parallel.layers import Column, Row
@@ -49,13 +49,13 @@ def build_context(
     when a kernel other than `auto` cannot do this.
     """
     assert segments is None or state is None, "a state remembers one text a row"
-    turn = rotation(config, positions, stream.dtype)
+    turned = rotation(config, positions, stream.dtype)
     if isinstance(state, PagedState):
         assert state.packing is not None, "begin comes before a pass"
         slopes, kv_heads = slopes_of(config, positions.device, division), state.layers[0].keys.shape[2]
         mixer = config.mixer
         seen = prepare_pages(state.packing, mixer.window, slopes, stream.dtype, mixer.head_dim, kv_heads)
-        return Context(turn, seen, positions, 0)
+        return Context(turned, seen, positions, 0)
     stateful = state is not None
     tokens = positions.shape[1] * division.samples[1]
     places = positions if stateful else torch.arange(tokens, device=positions.device)[None]
@@ -66,7 +66,7 @@ def build_context(
     segments = None if segments is None else division.whole_samples(segments)
     slopes = slopes_of(config, positions.device, division)
     sight = Sight(stream.shape[0], places, last + 1, window, segments, slopes, stateful)
-    return Context(turn, prepare(kernel, sight, stream.dtype, config.mixer.head_dim), positions, last)
+    return Context(turned, prepare(kernel, sight, stream.dtype, config.mixer.head_dim), positions, last)
 
 
 def slopes_of(config: ModelConfig, device: torch.device, division: Division) -> Tensor | None:
@@ -118,10 +118,9 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if context.rotation is not None:
-            # One by one: autograd would keep both for what needs one.
-            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
-        if state is not None:
-            k, v = state.extend(k, v, context.positions, context.last)
+        if state is None:
+            q, k = turn(q, k, context.rotation)
+        else:
+            q, k, v = state.enter(q, k, v, context.rotation, context.positions, context.last)
         mixed = self.attend(q, k, v, context.seen)
         return self.o(mixed.reshape(batch, tokens, -1))

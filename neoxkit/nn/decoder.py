@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from neoxkit.config.kernels import DEFAULT, Kernels
 from neoxkit.config.model import Learned, ModelConfig
 from neoxkit.mesh import Mesh, holders
-from neoxkit.nn.attention import GroupedQueryAttention, build_context
+from neoxkit.nn.attention import Context, GroupedQueryAttention, build_context
 from neoxkit.nn.block import build_block
 from neoxkit.nn.compiling import compile_layers
 from neoxkit.nn.norm import build_norm
@@ -90,16 +90,23 @@ class Decoder(nn.Module):
             positions = self.division.positions(ids.shape[1], ids.device)
         if state is not None:
             positions = positions.expand(ids.shape)
-        x = self.embed(ids)
-        if self.position is not None:
-            x = x + self.position(self.division.share(positions))
-        if self.embed_norm is not None:
-            x = self.embed_norm(x)
+        x = self.embedded(ids, positions)
         kernel = self.kernels.attention
         context = build_context(self.config, x, positions, segments, state, self.division, kernel)
+        return self.through(x, context, state)
+
+    def through(self, x: Tensor, context: Context, state: State | PagedState | None = None) -> Tensor:
+        """All layers and the final norm, of a stream x as it enters the first layer."""
         for layer, block in enumerate(self.layers):
             x = block(x, context, None if state is None else state.layers[layer])
         return self.division.whole(self.norm(x))
+
+    def embedded(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """The stream as it enters the first layer, of token `ids` [B, T] at `positions` [B or 1, T]."""
+        x: Tensor = self.embed(ids)
+        if self.position is not None:
+            x = x + self.position(self.division.share(positions))
+        return x if self.embed_norm is None else self.embed_norm(x)
 
     @property
     def dtype(self) -> torch.dtype:

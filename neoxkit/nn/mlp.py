@@ -28,11 +28,17 @@ class Mlp(nn.Module):
         mlp = config.mlp
         self.up = Column({f"{name}.up": mlp.hidden}, config.width, bias=mlp.bias, division=division)
         self.down = Row(f"{name}.down", mlp.hidden, config.width, bias=mlp.bias, division=division)
-        self.activation = ACTIVATIONS[mlp.activation]
+        self.activation = mlp.activation
+        self.activate: Callable[[str, Tensor], Tensor] = activated
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        return self.down(self.activation(self.up(x)))
+        return self.down(self.activate(self.activation, self.up(x)))
+
+
+def activated(activation: str, x: Tensor) -> Tensor:
+    """act(x)."""
+    return ACTIVATIONS[activation](x)
 
 
 class GatedMlp(nn.Module):
@@ -44,9 +50,15 @@ class GatedMlp(nn.Module):
         both = {f"{name}.gate": mlp.hidden, f"{name}.up": mlp.hidden}
         self.gate_up = Column(both, config.width, bias=mlp.bias, division=division)
         self.down = Row(f"{name}.down", mlp.hidden, config.width, bias=mlp.bias, division=division)
-        self.activation = ACTIVATIONS[mlp.activation]
+        self.activation = mlp.activation
+        self.activate: Callable[[str, Tensor], Tensor] = gated
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+        return self.down(self.activate(self.activation, self.gate_up(x)))
+
+
+def gated(activation: str, fused: Tensor) -> Tensor:
+    """act(gate) * up of gates and ups side by side, [..., 2 hidden] -> [..., hidden]."""
+    gate, up = fused.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate) * up

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +24,16 @@ class LayerNorm(nn.Module):
         self.weight = declare([TensorSpec(f"{name}.weight", (width,), role=Role.NORM)], division, sums=sums)
         added = TensorSpec(f"{name}.bias", (width,), role=Role.BIAS)
         self.bias = declare([added], division, sums=sums) if bias else None
+        self.apply_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor] = layer_norm
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return self.apply_norm(x, self.weight, self.bias, self.eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """LayerNorm of x [..., width] with a weight and perhaps a bias [width]."""
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 class RMSNorm(nn.Module):
@@ -40,18 +47,22 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.weight = declare([TensorSpec(f"{name}.weight", (width,), role=Role.NORM)], division, sums=sums)
-        self.normalise: RmsNorm = F.rms_norm
+        self.apply_norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        return self.weight * self.normalise(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
+        return self.apply_norm(x, self.weight, self.eps)
 
 
-def quick_rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float) -> Tensor:
-    """torch's rms_norm without gradients, by operations that take a CPU a third of the time for a few tokens."""
-    assert weight is None, "the weight is applied after rounding"
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of x [..., width] with a weight [width]."""
+    return weight * F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype)
+
+
+def quick_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` in fp32 without gradients, by operations that take a CPU a third of the time for a few tokens."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x * torch.rsqrt(length * length / shape[0] + eps)
+    return weight * (x * torch.rsqrt(length * length / x.shape[-1] + eps))
 
 
 class WideRMSNorm(nn.Module):
@@ -62,12 +73,16 @@ class WideRMSNorm(nn.Module):
         self.eps = eps
         split = (Split(0, Axis.TP, head_dim),)
         self.weight = declare([TensorSpec(f"{name}.weight", (heads * head_dim,), split, Role.NORM)], division)
-        self.normalise = division.rms_norm
+        self.divided = division.tp is not None
+        self.apply_norm: Callable[[Tensor, Tensor, float], Tensor] = partial(_divided_rms_norm, division.rms_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H, D] -> [..., H, D]."""
-        flat = x.flatten(-2).float()
-        return (self.weight * self.normalise(flat, self.weight.shape, None, self.eps).to(x.dtype)).view_as(x)
+        return self.apply_norm(x.flatten(-2), self.weight, self.eps).view(x.shape)
+
+
+def _divided_rms_norm(normalise: RmsNorm, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return weight * normalise(x.float(), weight.shape, None, eps).to(x.dtype)
 
 
 def build_norm(config: Norm, name: str, width: int, division: Division = UNDIVIDED) -> nn.Module:

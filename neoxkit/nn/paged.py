@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from neoxkit.config.model import ModelConfig
+from neoxkit.native import ops as native
 from neoxkit.nn.kernels.paged import Packing
+from neoxkit.nn.position import Rotation, turn
 
 
 class PagedLayer:
@@ -20,12 +22,19 @@ class PagedLayer:
         self.keys, self.values = keys, values
         self._rows = [x.view(-1, *x.shape[2:]) for x in (keys, values)]
         self.slots = torch.empty(0, dtype=torch.int64)
+        self._native = native.takes(keys)
 
-    def extend(self, keys: Tensor, values: Tensor, positions: Tensor, last: int) -> tuple[Tensor, Tensor]:
-        """Remember keys and values [1, T, G, D] of a pass; return those of all pages."""
+    def enter(
+        self, q: Tensor, keys: Tensor, values: Tensor, by: Rotation | None, positions: Tensor, last: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn queries and keys of a pass, remember keys and values [1, T, G, D]; return those of all pages."""
+        if self._native:
+            native.enter(q, keys, values, by, self.slots, self.keys, self.values)
+            return q, self.keys, self.values
+        q, keys = turn(q, keys, by)
         for rows, new in zip(self._rows, (keys, values), strict=True):
             rows.index_copy_(0, self.slots, new[0])
-        return self.keys, self.values
+        return q, self.keys, self.values
 
 
 class PagedState:

@@ -73,6 +73,14 @@ def rotate(x: Tensor, by: Rotation) -> Tensor:
     return torch.cat((*turned, x[..., 2 * half :]), dim=-1)
 
 
+def turn(q: Tensor, k: Tensor, by: Rotation | None) -> tuple[Tensor, Tensor]:
+    """Queries and keys [B, T, H or G, D], rotated where positions rotate.
+
+    One by one: autograd would keep both for what needs one.
+    """
+    return (q, k) if by is None else (rotate(q, by), rotate(k, by))
+
+
 def alibi_slopes(heads: int) -> list[float]:
     """How much a score falls for each token of distance, by head (arXiv 2108.12409, section 3).
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from neoxkit.config.model import ModelConfig
+from neoxkit.nn.position import Rotation, turn
 
 
 class LayerState:
@@ -27,16 +28,20 @@ class LayerState:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
-    def extend(self, keys: Tensor, values: Tensor, positions: Tensor, last: int) -> tuple[Tensor, Tensor]:
-        """Remember keys and values [B, T, G, D] at `positions` [B, T]; return those of slots 0 to `last`.
+    def enter(
+        self, q: Tensor, keys: Tensor, values: Tensor, by: Rotation | None, positions: Tensor, last: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn queries and keys of tokens at `positions` [B, T]; remember keys and values [B, T, G, D].
 
-        Rows of a batch may stand at different positions. A slot that a row has not reached yet holds
-        nothing it can see: attention looks only at slots up to a token's own position.
+        Returns the queries, and the keys and values of slots 0 to `last`. Rows of a batch may stand at different
+        positions. A slot that a row has not reached yet holds nothing it can see: attention looks only at slots up
+        to a token's own position.
         """
+        q, keys = turn(q, keys, by)
         row = torch.arange(keys.shape[0], device=keys.device)[:, None]
         self.keys[row, positions] = keys
         self.values[row, positions] = values
-        return self.keys[:, : last + 1], self.values[:, : last + 1]
+        return q, self.keys[:, : last + 1], self.values[:, : last + 1]
 
 
 class State:

@@ -21,7 +21,7 @@ from neoxkit.errors import ConfigError
 from neoxkit.mesh import holders
 from neoxkit.parallel.collectives import summed
 from neoxkit.parallel.division import UNDIVIDED, Crossing, Division, Linear, linear, same
-from neoxkit.parallel.packed import Make
+from neoxkit.parallel.packed import Make, Product
 from neoxkit.spec import Axis, Box, Role, Split, TensorSpec, box, extent
 
 
@@ -106,11 +106,12 @@ class Column(nn.Module):
         self.rows = [extent(box(spec, division.at))[0] for spec in weights]
         self.multiply = division.column
 
-    def multiply_by(self, make: Make) -> None:
+    def multiply_by(self, make: Make) -> Product:
         """Multiply with what `make` makes of weight and bias from now on, and let go of them: learning is over."""
         product = make(self.weight, self.bias)
         self.multiply = lambda x, _weight, _bias: product(x)
         self.weight, self.bias = _gone(), None
+        return product
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., sum of rows]."""
@@ -141,14 +142,16 @@ class Row(nn.Module):
         self.multiply = division.row
         self.leave = division.leave
 
-    def multiply_by(self, make: Make) -> None:
-        """As that of Column. The bias stays: it is added after the sum, perhaps by another."""
-        product = make(self.weight, None)
-        if self.multiply is _part:
+    def multiply_by(self, make: Make) -> Product:
+        """As that of Column. Where there is a sum the bias stays: it is added afterwards, perhaps by another."""
+        alone = self.leave is same
+        product = make(self.weight, self.bias if alone else None)
+        if alone or self.multiply is _part:
             self.multiply = lambda x, _weight, _bias: product(x)
         else:
             self.multiply = lambda x, _weight, bias: _biased(self.leave(product(x)), bias)
         self.weight = _gone()
+        return product
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] -> [..., width]."""
@@ -190,6 +193,10 @@ def _add_parts(leave: Crossing, first: Row, second: Row, x: Tensor, a: Tensor, b
     return y
 
 
+Read = Callable[[Tensor, Tensor], Tensor]
+"""Rows [..., width] of a table [rows, width], by their indices [...]."""
+
+
 class Embed(nn.Module):
     """Rows of a table by index; the rows of a vocabulary are divided over tensor parallelism.
 
@@ -200,17 +207,18 @@ class Embed(nn.Module):
         super().__init__()
         splits = (Split(0, Axis.TP, ragged=True),) if divided else ()
         spec = TensorSpec(f"{name}.weight", (rows, width), splits, Role.EMBED)
-        self.look_up: Callable[[Tensor, Tensor], Tensor] = F.embedding
+        self.read: Read = F.embedding
+        self.join: Callable[[Read, Tensor, Tensor], Tensor] | None = None
         if divided:
             self.weight = declare([spec], division, rows=_share(rows, division))
             if division.groups.mesh.tp > 1:
-                self.look_up = partial(_look_up, box(spec, division.at)[0], division)
+                self.join = partial(_look_up, box(spec, division.at)[0], division)
         else:
             self.weight = declare([spec], division, sums=division.stream)
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B, T] integers -> [B, T, width]; of a divided table, what this place has of the stream."""
-        return self.look_up(ids, self.weight)
+        return self.read(ids, self.weight) if self.join is None else self.join(self.read, ids, self.weight)
 
 
 class Head(nn.Module):
@@ -228,11 +236,12 @@ class Head(nn.Module):
 
         self.multiply: Linear = linear
 
-    def multiply_by(self, make: Make) -> None:
+    def multiply_by(self, make: Make) -> Product:
         """As that of Column; a table that it shares stays."""
         product = make(self.weight, None)
         self.multiply = lambda x, _weight, _bias: product(x)
         self.weight = _gone()
+        return product
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., width] -> [..., vocab]: all logits, on every rank. A loss does better without them."""
@@ -244,10 +253,10 @@ def _share(rows: int, division: Division) -> int:
     return -(-rows // division.groups.mesh.tp)
 
 
-def _look_up(here: tuple[int, int], division: Division, ids: Tensor, weight: Tensor) -> Tensor:
+def _look_up(here: tuple[int, int], division: Division, read: Read, ids: Tensor, weight: Tensor) -> Tensor:
     """The rows of the table which this rank has, zero for others; then the sum, to which one rank adds."""
     elsewhere = (ids < here[0]) | (ids >= here[1])
-    found = F.embedding((ids - here[0]).masked_fill(elsewhere, 0), weight)
+    found = read((ids - here[0]).masked_fill(elsewhere, 0), weight)
     return division.leave(found.masked_fill(elsewhere[..., None], 0))
 
 

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neoxkit.native import ops as native
+
 Product = Callable[[Tensor], Tensor]
 """x W^T + b of x [..., in] -> [..., out]."""
 
@@ -75,6 +77,11 @@ def turned(weight: Tensor, bias: Tensor | None) -> Product:
     return product
 
 
+def panels(weight: Tensor, bias: Tensor | None) -> Product:
+    """Weights as they are, in 32 or 16 bits, in an order that suits code of our own; all else in fp32."""
+    return native.Panels(weight, bias)
+
+
 def choose_make(kept: torch.dtype, device: torch.device, width: int, hidden: int) -> Make | None:
     """How a device multiplies with weights that are kept in a dtype; None is as torch does, in that dtype.
 
@@ -83,10 +90,11 @@ def choose_make(kept: torch.dtype, device: torch.device, width: int, hidden: int
     if device.type != "cpu":
         return None
     if kept == torch.float32:
-        return turned
-    if not has_fbgemm() or PREFERENCE * seconds(None, kept, width, hidden) < seconds(half, kept, width, hidden):
+        return panels if native.available() else turned
+    if not (native.available() or has_fbgemm()):
         return None
-    return half
+    make = panels if native.available() else half
+    return None if PREFERENCE * seconds(None, kept, width, hidden) < seconds(make, kept, width, hidden) else make
 
 
 def has_fbgemm() -> bool:

@@ -35,7 +35,7 @@ from neoxkit.nn.packing import pack
 from neoxkit.nn.paged import bytes_of_token
 from neoxkit.parallel.device import choose_device, running_dtype
 from neoxkit.parallel.groups import LOCAL, Groups
-from neoxkit.parallel.packed import Make, choose_make, half, turned
+from neoxkit.parallel.packed import Make, choose_make, half, panels, turned
 from neoxkit.parallel.world import ALONE, ContactError, World, join
 from neoxkit.serve.engine import Engine
 from neoxkit.serve.graphs import Recorder, check_recording
@@ -50,7 +50,7 @@ LIMITS = Limits()
 PAGE = 16
 """Tokens of a page, where the kernel leaves it open: few are computed twice, and a page's keys are a block to copy."""
 
-MAKES: dict[str, Make | None] = {"": None, "half": half, "turned": turned}
+MAKES: dict[str, Make | None] = {"": None, "half": half, "panels": panels, "turned": turned}
 """By the names that ranks tell each other."""
 
 SHARE = {"cpu": 0.3, "cuda": 0.85}
@@ -202,7 +202,7 @@ def build(wanted: Wanted, opened: Checkpoint | Foreign, world: World) -> Runner 
         pack(model, make)
     size = FLASH_PAGE if device.type == "cuda" else PAGE
     count = -world.highest(-page_count(model, wanted.limits, size))  # as many as fit on every rank
-    runner = Runner(model, count, size)
+    runner = Runner(model, count, size, wanted.limits.batch)
     if not wanted.compile:
         return runner
     check_recording(runner, world.size)

@@ -168,13 +168,13 @@ def test_ctrl_c_at_a_terminal(at: str) -> None:
         assert "stopped" in answer(screen)
         screen.type("half a li")
         screen.until("half a li")
-        screen.type("\x03")
+        screen.interrupt_at_sign()
         assert "Ctrl-C once more, or Ctrl-D, leaves" in answer(screen)
         screen.type("/save a.jsonl\r")
         assert "a.jsonl: 1 turn" in answer(screen)
-        screen.type("\x03")
+        screen.interrupt_at_sign()
         assert "Ctrl-C once more" in answer(screen)
-        screen.type("\x03")
+        screen.interrupt_at_sign()
         assert screen.ended() == 0
     said = json.loads(Path("a.jsonl").read_text())["messages"]
     assert said[0]["content"] == "one"

@@ -25,20 +25,20 @@ from neoxkit.serve.request import Limits, Request, Sampling
 @pytest.mark.parametrize("each", TINY, ids=str)
 def test_as_transformers(each: Tiny, tmp_path: Path) -> None:
     theirs = engines.foreign(each, tmp_path / "model")
-    ways = tuple(engines.LIMITS) if each in engines.one_of_each() else ("tight",)
+    ways = tuple(engines.LIMITS) if each in engines.one_of_each() else ("tight", "packed")
     assert engines.disagreements(theirs.folder, theirs, ways=ways) == []
 
 
-def on_a_rank(folder: Path, theirs: engines.Foreign, tp: int) -> list[str]:
-    return engines.disagreements(folder, theirs, tp, World(dist.get_rank(), tp, dist.get_rank()), ["mixed"])
+def on_a_rank(folder: Path, theirs: engines.Foreign, tp: int, ways: list[str]) -> list[str]:
+    return engines.disagreements(folder, theirs, tp, World(dist.get_rank(), tp, dist.get_rank()), ways)
 
 
-@pytest.mark.parametrize("tp", [2, 4])
-def test_divided(tp: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tp", "ways"), [(2, ["mixed", "packed"]), (4, ["packed"])])
+def test_divided(tp: int, ways: list[str], tmp_path: Path) -> None:
     cases = []
     for each in engines.one_of_each():
         theirs = engines.foreign(engines.wide(each), tmp_path / str(each))
-        cases.append((theirs.folder, theirs, tp))
+        cases.append((theirs.folder, theirs, tp, ways))
     found = jobs.run(tp, on_a_rank, cases, tmp_path / "job")
     assert dict(zip((case[0].name for case in cases), found[0], strict=True)) == {case[0].name: [] for case in cases}
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neoxkit.native import ops as native
+from neoxkit.native.program import new as native_new
 from neoxkit.nn.kernels.flash import FLASH
 from neoxkit.nn.kernels.sight import Prepared, Setting
 
@@ -79,10 +81,11 @@ class Gathered:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of q [1, T, H, D] to keys and values in pages, [pages, size, G, D], as q."""
-        if len(self.singles) + len(self.chunks) == 1:
+        covers = [each.last - each.first for each in self.singles] + [each.last - each.first for each in self.chunks]
+        if covers == [q.shape[1]]:
             each = [self._single(q, k, v, batch) for batch in self.singles]
             return (each or [self._chunk(q, k, v, chunk) for chunk in self.chunks])[0]
-        mixed = torch.empty_like(q)
+        mixed = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for batch in self.singles:
             mixed[:, batch.first : batch.last] = self._single(q, k, v, batch)
         for chunk in self.chunks:
@@ -107,6 +110,23 @@ class Gathered:
 def _bring(pool: Tensor, pages: Tensor, rows: int) -> Tensor:
     """Pages of a pool [pages, size, G, D], in order, as [rows, P x size, G, D]."""
     return pool.flatten(1).index_select(0, pages).view(rows, -1, *pool.shape[2:])
+
+
+class PagedNative(NamedTuple):
+    """Attention by code of our own for a CPU: single tokens read keys where they lie, others as Gathered does."""
+
+    tables: Tensor  # int64 [N, P] of the texts with one token
+    lengths: Tensor  # int64 [N], likewise
+    window: int | None
+    slopes: Tensor | None
+    rest: Gathered  # the other texts
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As Gathered."""
+        count = len(self.lengths)
+        mixed = native_new(*q.shape) if count == q.shape[1] else self.rest.attend(q, k, v)
+        native.attend(q[0, :count], k, v, self.tables, self.lengths, self.window, self.slopes, mixed[0])
+        return mixed
 
 
 class PagedFlash(NamedTuple):
@@ -159,12 +179,15 @@ def prepare_paged(
         before = -1 if window is None else window - 1
         return PagedFlash(begins, ends, lengths, packing.tables.int(), most, longest, before)
     grouped = None if slopes is None else slopes.view(1, kv_heads, -1, 1)
-    singles = [_single_batch(packing, first, last, window, grouped, dtype) for first, last in batches(packing)]
     chunks = []
-    first = packing.singles
-    for text in range(packing.singles, len(packing.counts)):
+    first = alone = packing.singles
+    for text in range(alone, len(packing.counts)):
         chunks.append(_chunk_of(packing, text, first, window, slopes, dtype))
         first += packing.counts[text]
+    if alone and dtype == torch.float32 and setting.device == "cpu" and native.available():
+        lengths = torch.tensor(packing.lengths[:alone])
+        return PagedNative(packing.tables[:alone], lengths, window, slopes, Gathered([], chunks))
+    singles = [_single_batch(packing, first, last, window, grouped, dtype) for first, last in batches(packing)]
     return Gathered(singles, chunks)
 
 

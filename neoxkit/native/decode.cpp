@@ -1,0 +1,417 @@
+// What a CPU does for a few tokens at a time, each in one pass over memory: matrix products, attention to keys in pages,
+// and what stands between them, by one team of threads from the first layer to the last. Streams are fp32.
+//
+// No result depends on what else is computed with it: each is summed in an order that its own sizes give.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+
+#include <omp.h>
+
+#include "lanes.h"
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int MOST = 12;  // tokens of a tile: 2 x 12 sums, 2 weights and an input fit into 32 registers
+#else
+constexpr int MOST = 6;  // 2 x 6 sums, 2 weights and an input fit into 16
+#endif
+constexpr int PANEL = 2 * LANES;  // outputs whose weights lie together
+constexpr int64_t DEPTH = 512;  // inputs that are summed up before their sum is added to that of others
+constexpr int64_t RESIDENT = 8 * MOST;  // tokens whose inputs stay in a cache while all weights pass by
+
+// ---- what all threads of a team do together; each loop ends when all of it is done
+
+// C tokens, P panels of weights [inputs, PANEL]: of DEPTH inputs at most, into y or added to it.
+template <class Weight, int P, int C>
+void tile(const Weight* w, int64_t w_stride, const float* x, int64_t x_stride, int64_t depth, float* y,
+          int64_t y_stride, bool first) {
+    Wide sums[C][2 * P] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+        Wide weights[2 * P];
+        for (int p = 0; p < P; ++p) {
+            weights[2 * p] = load(w + p * w_stride + k * PANEL);
+            weights[2 * p + 1] = load(w + p * w_stride + k * PANEL + LANES);
+        }
+        for (int c = 0; c < C; ++c) {
+            const Wide input = all(x[c * x_stride + k]);
+            for (int i = 0; i < 2 * P; ++i) sums[c][i] += weights[i] * input;
+        }
+    }
+    for (int c = 0; c < C; ++c)
+        for (int i = 0; i < 2 * P; ++i) {
+            float* to = y + c * y_stride + i * LANES;
+            store(to, first ? sums[c][i] : load(to) + sums[c][i]);
+        }
+}
+
+// As tile, of `tokens` up to MOST.
+template <class Weight, int P, int C = MOST>
+void tiles(int64_t tokens, const Weight* w, int64_t w_stride, const float* x, int64_t x_stride, int64_t depth,
+           float* y, int64_t y_stride, bool first) {
+    if constexpr (C > 0) {
+        if (tokens == C) return tile<Weight, P, C>(w, w_stride, x, x_stride, depth, y, y_stride, first);
+        tiles<Weight, P, C - 1>(tokens, w, w_stride, x, x_stride, depth, y, y_stride, first);
+    }
+}
+
+// y = x W^T + b of x [tokens, inputs]; the weights [outputs, inputs] lie in panels [outputs / PANEL, inputs, PANEL].
+template <class Weight>
+void linear(const Weight* w, const float* bias, const float* x, float* y, int64_t tokens, int64_t inputs,
+            int64_t outputs) {
+    const int64_t panels = (outputs + PANEL - 1) / PANEL;
+    for (int64_t first = 0; first < tokens; first += RESIDENT) {
+        const int64_t count = std::min(RESIDENT, tokens - first);
+        const int64_t rounds = (count + MOST - 1) / MOST;
+        // Few tokens leave registers for two panels, and need both to hide how long a sum takes.
+        const int64_t step = count <= 2 ? 2 : 1;
+#pragma omp for schedule(dynamic, 2)
+        for (int64_t group = 0; group < (panels + step - 1) / step; ++group) {
+            const int64_t panel = group * step, last = std::min(panel + step, panels);
+            float room[2 * PANEL * MOST];
+            for (int64_t round = 0; round < rounds; ++round) {
+                const int64_t begin = count * round / rounds, here = count * (round + 1) / rounds - begin;
+                const int64_t width = (last - panel) * PANEL;
+                for (int64_t k = 0; k < inputs; k += DEPTH) {
+                    const Weight* from = w + panel * inputs * PANEL + k * PANEL;
+                    const float* in = x + (first + begin) * inputs + k;
+                    const int64_t depth = std::min(DEPTH, inputs - k);
+                    if (last - panel == 2)
+                        tiles<Weight, 2, 2>(here, from, inputs * PANEL, in, inputs, depth, room, width, k == 0);
+                    else
+                        tiles<Weight, 1>(here, from, 0, in, inputs, depth, room, width, k == 0);
+                }
+                for (int64_t c = 0; c < here; ++c) {
+                    float* to = y + (first + begin + c) * outputs + panel * PANEL;
+                    const int64_t end = std::min(width, outputs - panel * PANEL);
+                    for (int64_t i = 0; i < end; ++i)
+                        to[i] = room[c * width + i] + (bias ? bias[panel * PANEL + i] : 0.0f);
+                }
+            }
+        }
+    }
+}
+
+void linear(int64_t kind, const void* w, const float* bias, const float* x, float* y, int64_t tokens, int64_t inputs,
+            int64_t outputs) {
+    switch (kind) {
+        case 0: return linear(static_cast<const float*>(w), bias, x, y, tokens, inputs, outputs);
+        case 1: return linear(static_cast<const Bf16*>(w), bias, x, y, tokens, inputs, outputs);
+        default: return linear(static_cast<const Fp16*>(w), bias, x, y, tokens, inputs, outputs);
+    }
+}
+
+// x / sqrt(mean(x^2) + eps) * weight of rows [tokens, heads] that are `width` long and lie at strides.
+void rms_norm(const float* x, int64_t tokens, int64_t token_stride, int64_t heads, int64_t head_stride, int64_t width,
+              const float* weight, float eps, float* y) {
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < tokens * heads; ++row) {
+        const float* from = x + row / heads * token_stride + row % heads * head_stride;
+        float* to = y + row * width;
+        Wide squares = {};
+        int64_t i = 0;
+        for (; i + LANES <= width; i += LANES) squares += load(from + i) * load(from + i);
+        float sum = total(squares);
+        for (; i < width; ++i) sum += from[i] * from[i];
+        const float scale = 1.0f / std::sqrt(sum / float(width) + eps);
+        for (i = 0; i + LANES <= width; i += LANES) store(to + i, load(from + i) * scale * load(weight + i));
+        for (; i < width; ++i) to[i] = from[i] * scale * weight[i];
+    }
+}
+
+// (x - mean) / sqrt(variance + eps) * weight + bias of dense rows [tokens, width].
+void layer_norm(const float* x, int64_t tokens, int64_t width, const float* weight, const float* bias, float eps,
+                float* y) {
+#pragma omp for schedule(static)
+    for (int64_t token = 0; token < tokens; ++token) {
+        const float* from = x + token * width;
+        float* to = y + token * width;
+        Wide sums = {}, squares = {};
+        int64_t i = 0;
+        for (; i + LANES <= width; i += LANES) sums += load(from + i);
+        float sum = total(sums);
+        for (; i < width; ++i) sum += from[i];
+        const float mean = sum / float(width);
+        for (i = 0; i + LANES <= width; i += LANES) squares += (load(from + i) - mean) * (load(from + i) - mean);
+        float square = total(squares);
+        for (; i < width; ++i) square += (from[i] - mean) * (from[i] - mean);
+        const float scale = 1.0f / std::sqrt(square / float(width) + eps);
+        for (i = 0; i < width; ++i) to[i] = (from[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0.0f);
+    }
+}
+
+// Turn queries, in place, and keys by their angles' cosines and sines [tokens, half], and write keys and values to
+// their slots. Strides are those of tokens; the heads of a token are dense. Without cosines nothing is turned.
+void enter(float* q, int64_t q_stride, const float* k, int64_t k_stride, const float* v, int64_t v_stride,
+           int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim, int64_t half, const float* cos,
+           const float* sin, const int64_t* slots, float* keys, float* values) {
+    const int64_t size = kv_heads * dim;
+    const auto turn = [=](const float* from, float* to, int64_t token, int64_t count) {
+        const float *c = cos + token * half, *s = sin + token * half;
+        for (int64_t head = 0; head < count; ++head, from += dim, to += dim) {
+            int64_t i = 0;
+            for (; i + LANES <= half; i += LANES) {
+                const Wide a = load(from + i), b = load(from + i + half);
+                store(to + i, a * load(c + i) - b * load(s + i));
+                store(to + i + half, b * load(c + i) + a * load(s + i));
+            }
+            for (; i < half; ++i) {
+                const float a = from[i], b = from[i + half];
+                to[i] = a * c[i] - b * s[i];
+                to[i + half] = b * c[i] + a * s[i];
+            }
+            if (from != to) std::copy(from + 2 * half, from + dim, to + 2 * half);
+        }
+    };
+#pragma omp for schedule(static)
+    for (int64_t token = 0; token < tokens; ++token) {
+        float* key = keys + slots[token] * size;
+        if (cos) {
+            turn(q + token * q_stride, q + token * q_stride, token, heads);
+            turn(k + token * k_stride, key, token, kv_heads);
+        } else {
+            std::copy(k + token * k_stride, k + token * k_stride + size, key);
+        }
+        std::copy(v + token * v_stride, v + token * v_stride + size, values + slots[token] * size);
+    }
+}
+
+// A text's pages of keys or values, [pages, size, heads, dim].
+struct Pages {
+    const float* pool;
+    const int64_t* table;
+    int64_t size, heads, dim;
+
+    const float* at(int64_t token) const {
+        return pool + (table[token / size] * size + token % size) * heads * dim;
+    }
+    int64_t end(int64_t token, int64_t last) const { return std::min(last, (token / size + 1) * size); }
+};
+
+// Scores of R query heads, which share a key.
+template <int R>
+void score(const float* q, int64_t dim, const float* key, float scale, float* scores, int64_t stride) {
+    Wide sums[R] = {};
+    int64_t d = 0;
+    for (; d + LANES <= dim; d += LANES) {
+        const Wide k = load(key + d);
+        for (int r = 0; r < R; ++r) sums[r] += load(q + r * dim + d) * k;
+    }
+    for (int r = 0; r < R; ++r) {
+        float sum = total(sums[r]);
+        for (int64_t rest = d; rest < dim; ++rest) sum += q[r * dim + rest] * key[rest];
+        scores[r * stride] = sum * scale;
+    }
+}
+
+void score(int64_t shared, const float* q, int64_t dim, const float* key, float scale, float* scores,
+           int64_t stride) {
+    for (; shared >= 4; shared -= 4, q += 4 * dim, scores += 4 * stride) score<4>(q, dim, key, scale, scores, stride);
+    switch (shared) {
+        case 3: return score<3>(q, dim, key, scale, scores, stride);
+        case 2: return score<2>(q, dim, key, scale, scores, stride);
+        case 1: return score<1>(q, dim, key, scale, scores, stride);
+    }
+}
+
+// Softmax of `count` scores in place; there is room up to the next multiple of LANES.
+void softmax(float* scores, int64_t count) {
+    const int64_t padded = (count + LANES - 1) / LANES * LANES;
+    std::fill(scores + count, scores + padded, -INFINITY);
+    Wide highest = load(scores);
+    for (int64_t i = LANES; i < padded; i += LANES) {
+        const Wide next = load(scores + i);
+        highest = next > highest ? next : highest;
+    }
+    float most = highest[0];
+    for (int lane = 1; lane < LANES; ++lane) most = highest[lane] > most ? highest[lane] : most;
+    Wide sums = {};
+    for (int64_t i = 0; i < padded; i += LANES) {
+        const Wide x = load(scores + i), e = exponential(x - most);
+        const Wide weight = x == -INFINITY ? Wide{} : e;
+        sums += weight;
+        store(scores + i, weight);
+    }
+    const float scale = 1.0f / total(sums);
+    for (int64_t i = 0; i < padded; i += LANES) store(scores + i, load(scores + i) * scale);
+}
+
+// Adds the values of COUNT tokens, by their weights, to the mix of a query head.
+template <int COUNT>
+void mix(const float* values, int64_t stride, int64_t dim, const float* weights, float* out) {
+    Wide weight[COUNT];
+    for (int i = 0; i < COUNT; ++i) weight[i] = all(weights[i]);
+    int64_t d = 0;
+    for (; d + LANES <= dim; d += LANES) {
+        Wide sum = load(out + d);
+        for (int i = 0; i < COUNT; ++i) sum += weight[i] * load(values + i * stride + d);
+        store(out + d, sum);
+    }
+    for (; d < dim; ++d)
+        for (int i = 0; i < COUNT; ++i) out[d] += weights[i] * values[i * stride + d];
+}
+
+// Key heads from `begin` to `end` of one text, with all query heads that share them: `shared` each.
+void attend_text(const float* q, const Pages& keys, const Pages& values, int64_t begin, int64_t end, int64_t shared,
+                 int64_t first, int64_t last, const float* slopes, float scale, float* scores, float* out) {
+    const int64_t dim = keys.dim, row = keys.heads * dim, stride = (last - first + LANES - 1) / LANES * LANES;
+    for (int64_t token = first; token < last;) {
+        const float* key = keys.at(token);
+        for (const int64_t stop = keys.end(token, last); token < stop; ++token, key += row)
+            for (int64_t head = begin; head < end; ++head)
+                score(shared, q + head * shared * dim, dim, key + head * dim, scale,
+                      scores + (head - begin) * shared * stride + token - first, stride);
+    }
+    for (int64_t head = begin * shared; head < end * shared; ++head) {
+        float* weights = scores + (head - begin * shared) * stride;
+        if (slopes)
+            for (int64_t token = first; token < last; ++token)
+                weights[token - first] -= slopes[head] * float(last - 1 - token);
+        softmax(weights, last - first);
+    }
+    std::fill(out + begin * shared * dim, out + end * shared * dim, 0.0f);
+    for (int64_t token = first; token < last;) {
+        const float* value = values.at(token);
+        for (const int64_t stop = values.end(token, last); token < stop;) {
+            const int64_t count = stop - token >= 4 ? 4 : 1;
+            for (int64_t head = begin; head < end; ++head)
+                for (int64_t each = head * shared; each < (head + 1) * shared; ++each) {
+                    const float* weights = scores + (each - begin * shared) * stride + token - first;
+                    if (count == 4)
+                        mix<4>(value + head * dim, row, dim, weights, out + each * dim);
+                    else
+                        mix<1>(value + head * dim, row, dim, weights, out + each * dim);
+                }
+            token += count;
+            value += count * row;
+        }
+    }
+}
+
+// Attention of one token of each text to all before it, or the last `window` of them where that is not 0. Text n is
+// lengths[n] tokens long, in the pages tables[n]. Queries lie at strides; out is [texts, heads, dim].
+void attend(const float* q, int64_t q_stride, const float* keys, const float* values, const int64_t* tables,
+            int64_t table_stride, const int64_t* lengths, int64_t texts, int64_t heads, int64_t kv_heads, int64_t dim,
+            int64_t size, int64_t window, const float* slopes, float scale, float* out) {
+    const int64_t shared = heads / kv_heads;
+    // All heads of a text read what lies together; but every thread shall have something to do.
+    const int64_t parts = texts >= 2 * omp_get_num_threads() ? 1 : kv_heads, wide = kv_heads / parts;
+    const int64_t longest = *std::max_element(lengths, lengths + texts);
+    const std::unique_ptr<float[]> scores(new float[wide * shared * ((longest + LANES - 1) / LANES * LANES)]);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t unit = 0; unit < texts * parts; ++unit) {
+        const int64_t text = unit / parts, head = unit % parts * wide;
+        const Pages k{keys, tables + text * table_stride, size, kv_heads, dim};
+        const Pages v{values, k.table, size, kv_heads, dim};
+        const int64_t last = lengths[text], first = window && window < last ? last - window : 0;
+        attend_text(q + text * q_stride, k, v, head, head + wide, shared, first, last, slopes, scale, scores.get(),
+                    out + text * heads * dim);
+    }
+}
+
+enum Activation { SILU, GELU_TANH, GELU, RELU };
+
+template <int KIND>
+inline Wide activate(Wide x) {
+    if (KIND == RELU) return x > 0 ? x : (x == x ? Wide{} : x);
+    if (KIND == SILU) return x / (1.0f + exponential(-x));
+    if (KIND == GELU_TANH) {
+        const Wide twice = (x + x * x * x * 0.044715f) * 1.5957691216f;  // 2 sqrt(2 / pi)
+        return x / (1.0f + exponential(-twice));  // (1 + tanh z) / 2 is 1 / (1 + e^-2z)
+    }
+    // Abramowitz and Stegun, 7.1.26: 1 - erf z = p(t) e^-z^2 for z >= 0, to 1.5e-7.
+    const Wide z = (x < 0 ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + z * 0.3275911f);
+    Wide p = all(1.061405429f);
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const Wide beyond = p * t * exponential(-z * z) * 0.5f;
+    return x * (x < 0 ? beyond : 1.0f - beyond);
+}
+
+// out = act(x) * up, or without ups act(x): rows are `x_stride` apart, those of out dense.
+template <int KIND>
+void activated(const float* x, const float* up, int64_t x_stride, float* out, int64_t tokens, int64_t hidden) {
+    constexpr int64_t part = 256;
+    const int64_t parts = (hidden + part - 1) / part;
+#pragma omp for schedule(static)
+    for (int64_t unit = 0; unit < tokens * parts; ++unit) {
+        const int64_t token = unit / parts, end = std::min(hidden, (unit % parts + 1) * part);
+        const float *from = x + token * x_stride, *by = up ? up + token * x_stride : nullptr;
+        float* to = out + token * hidden;
+        int64_t i = unit % parts * part;
+        for (; i + LANES <= end; i += LANES) {
+            const Wide y = activate<KIND>(load(from + i));
+            store(to + i, by ? y * load(by + i) : y);
+        }
+        for (; i < end; ++i) to[i] = activate<KIND>(all(from[i]))[0] * (by ? by[i] : 1.0f);
+    }
+}
+
+void activated(int64_t kind, const float* x, const float* up, int64_t x_stride, float* out, int64_t tokens,
+               int64_t hidden) {
+    switch (kind) {
+        case SILU: return activated<SILU>(x, up, x_stride, out, tokens, hidden);
+        case GELU_TANH: return activated<GELU_TANH>(x, up, x_stride, out, tokens, hidden);
+        case GELU: return activated<GELU>(x, up, x_stride, out, tokens, hidden);
+        default: return activated<RELU>(x, up, x_stride, out, tokens, hidden);
+    }
+}
+
+void add(const float* a, const float* b, float* out, int64_t tokens, int64_t width) {
+#pragma omp for schedule(static)
+    for (int64_t token = 0; token < tokens; ++token)
+        for (int64_t i = token * width; i < (token + 1) * width; ++i) out[i] = a[i] + b[i];
+}
+
+// ---- a program: instructions of SLOTS integers, the first of which says what is to be done
+
+constexpr int64_t SLOTS = 16;
+
+struct Instruction {
+    int64_t slots[SLOTS];
+
+    int64_t n(int i) const { return slots[i]; }
+    float real(int i) const { return from_bits(uint32_t(slots[i])); }
+    template <class T = const float>
+    T* at(int i) const { return reinterpret_cast<T*>(slots[i]); }
+};
+
+void execute(const Instruction& i, int64_t tokens) {
+    typedef const int64_t Integers;
+    switch (i.n(0)) {
+        case 0:
+            return linear(i.n(1), i.at<const void>(2), i.at(3), i.at(4), i.at<float>(5), tokens, i.n(6), i.n(7));
+        case 1:
+            return rms_norm(i.at(1), tokens, i.n(2), i.n(3), i.n(4), i.n(5), i.at(6), i.real(7), i.at<float>(8));
+        case 2: return layer_norm(i.at(1), tokens, i.n(2), i.at(3), i.at(4), i.real(5), i.at<float>(6));
+        case 3:
+            return enter(i.at<float>(1), i.n(2), i.at(3), i.n(4), i.at(5), i.n(6), tokens, i.n(7), i.n(8), i.n(9),
+                         i.n(10), i.at(11), i.at(12), i.at<Integers>(13), i.at<float>(14), i.at<float>(15));
+        case 4:
+            return attend(i.at(1), i.n(2), i.at(3), i.at(4), i.at<Integers>(5), i.n(6), i.at<Integers>(7), tokens,
+                          i.n(8), i.n(9), i.n(10), i.n(11), i.n(12), i.at(13), i.real(14), i.at<float>(15));
+        case 5: return activated(i.n(1), i.at(2), i.at(3), i.n(4), i.at<float>(5), tokens, i.n(6));
+        case 6: return add(i.at(1), i.at(2), i.at<float>(3), tokens, i.n(4));
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Weights of how many outputs lie together.
+int neoxkit_panel() { return PANEL; }
+
+// Everything in turn, for so many tokens, by one team of threads.
+void neoxkit_run(const void* program, int64_t count, int64_t tokens, int threads) {
+    const Instruction* instructions = static_cast<const Instruction*>(program);
+#pragma omp parallel num_threads(threads)
+    for (int64_t i = 0; i < count; ++i) execute(instructions[i], tokens);
+}
+
+}  // extern "C"
