@@ -49,7 +49,7 @@ class Panels:
         self._size = size = program.panel()
         whole, rest = divmod(self.outputs, size)
         self.values = weight.new_empty(whole + bool(rest), self.inputs, size)
-        self.values[:whole] = weight[: whole * size].view(whole, size, -1).transpose(1, 2)
+        self.values[:whole] = weight[: whole * size].view(whole, size, self.inputs).transpose(1, 2)
         if rest:
             self.values[whole].zero_()
             self.values[whole, :, :rest] = weight[whole * size :].t()

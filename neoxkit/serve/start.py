@@ -28,7 +28,9 @@ from neoxkit.convert.open import Foreign, open_any
 from neoxkit.convert.tokenizer import check_vocabulary, stop_ids
 from neoxkit.data.tokenizer import FILE, Tokenizer
 from neoxkit.errors import ConfigError, NeoxkitError
+from neoxkit.log import note
 from neoxkit.mesh import Mesh
+from neoxkit.native.build import reason as why_not_native
 from neoxkit.nn.decoder import Decoder, form_groups
 from neoxkit.nn.kernels.paged import FLASH_PAGE
 from neoxkit.nn.packing import pack
@@ -190,6 +192,8 @@ def build(wanted: Wanted, opened: Checkpoint | Foreign, world: World) -> Runner 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.size))
     config = opened.config
     groups = LOCAL if world.size == 1 else form_groups(config, Mesh(tp=world.size), device)
+    if device.type == "cpu" and world.first and (reason := why_not_native()):
+        note(f"decoding is slower than it could be: there is no compiled code ({reason})")
     kept = TORCH[wanted.dtype or opened.dtype(MODEL + "embed.weight")]
     sizes = config.width, config.mlp.hidden
     make = MAKES[world.agree(lambda: getattr(choose_make(kept, device, *sizes), "__name__", ""))]
