@@ -46,7 +46,7 @@ class TokenType(click.ParamType):
 
 SAMPLING: tuple[options.Decorator[Any], ...] = (
     number("max_tokens", "New tokens at most."),
-    number("min_tokens", "No token ends an answer before so many new tokens."),
+    number("min_tokens", "No token or stop text ends an answer before so many new tokens."),
     number("temperature", "0: the likeliest token each time.", "T"),
     number("top_k", "Draw from the K likeliest tokens; 0: from all.", "K"),
     number("top_p", "Draw from the likeliest tokens that hold P together.", "P"),

@@ -27,19 +27,20 @@ def imported_files(path: Place) -> dict[str, bytes]:
     return Tokenizer(path).contents()
 
 
-def check_vocabulary(path: Place, config: ModelConfig) -> None:
-    """Raise ConversionError when the tokenizer makes ids that the embedding has no row for.
+def check_vocabulary(path: Place, config: ModelConfig) -> Tokenizer | None:
+    """The tokenizer at `path`, a tokenizer.json or a folder, which may have none.
 
-    `path` is a tokenizer.json or a folder, which may have none.
+    Raises ConversionError when it makes ids that the embedding has no row for.
     """
     if path.is_dir() and not (path / FILE).is_file():
-        return
+        return None
     tokenizer = Tokenizer(path)
     if tokenizer.vocab > config.vocab:
         raise ConversionError(
             f"{tokenizer.path}: the tokenizer has ids up to {tokenizer.vocab - 1}, the model {config.vocab} rows",
             "use the tokenizer that the model was trained with",
         )
+    return tokenizer
 
 
 def stop_ids(folder: Place | None, config: ModelConfig) -> set[int]:

@@ -89,6 +89,11 @@ class Tape:
 
 
 class _Ear(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would load its compiler, for seconds, to tell it that nothing here is to be compiled."""
+        return False
+
     def __init__(self, known: Mapping[str, Callable[..., Tensor]]) -> None:
         super().__init__()
         self._known = known

@@ -88,7 +88,8 @@ class Draft:
     def __init__(self, task: Task, tokenizer: Tokenizer) -> None:
         self.task = task
         self._finish: Finish | None = None
-        self._stream = TextStream(tokenizer, before=task.request.ids, stop=task.stop)
+        request = task.request
+        self._stream = TextStream(tokenizer, request.ids, task.stop, min_tokens=request.min_tokens)
         self._pieces: list[str] = []
         self._tokens: list[int] = []
         self._scored: list[Scored] = []

@@ -203,6 +203,7 @@ class Service:
             stop=question.stop,
             keep_stop=question.keep_stop,
             special=question.special,
+            min_tokens=reply.request.min_tokens,
         )
 
     def _deliver(self, event: Event, now: float) -> None:

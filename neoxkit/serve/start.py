@@ -90,11 +90,10 @@ class Wanted:
 class Serving:
     """An engine, and what turns text into its tokens and back. Close it, or use it in a `with`."""
 
-    def __init__(self, wanted: Wanted, opened: Checkpoint | Foreign, tokenizer: Place) -> None:
+    def __init__(self, wanted: Wanted, opened: Checkpoint | Foreign, folder: Place, tokenizer: Tokenizer) -> None:
         self.config: ModelConfig = opened.config
-        self.folder: Place = tokenizer
-        self.tokenizer = Tokenizer(tokenizer)
-        self.stop_ids = frozenset(stop_ids(tokenizer, opened.config))
+        self.folder, self.tokenizer = folder, tokenizer
+        self.stop_ids = frozenset(stop_ids(folder, opened.config))
         self.name = place(wanted.source).name or wanted.source
         self._followers: Followers | None = None
         world = self._gather(wanted)
@@ -165,8 +164,9 @@ def open_engine(
     processes, which are started, unless a launcher has: then this returns on the first of them only, and the others
     exit when it is done.
 
-    Raises ConfigError when there is no tokenizer or the mesh divides no head, ConversionError when the tokenizer
-    makes ids that the model has no row for or the tensors are not those of the configuration.
+    Raises ConfigError when there is no tokenizer, the mesh divides no head or the limits allow more context than the
+    model has, ConversionError when the tokenizer makes ids that the model has no row for or the tensors are not those
+    of the configuration.
     """
     wanted = Wanted(str(source), dtype, device, tp, compile, limits, assume, [str(each) for each in settings])
     if variables(os.environ) and int(os.environ.get("RANK", "0")) > 0:
@@ -176,11 +176,16 @@ def open_engine(
     folder = tokenizer or opened.tokenizer
     if folder is None or (tokenizer is None and not (folder / FILE).is_file()):
         raise ConfigError(f"{source} has no tokenizer", "name one with --tokenizer")
-    check_vocabulary(folder, opened.config)
+    found = check_vocabulary(folder, opened.config) or Tokenizer(folder)  # which says that there is none
+    if (limits.context or 0) > opened.config.context:
+        raise ConfigError(
+            f"--max-context {limits.context} is more than the model's context of {opened.config.context} tokens",
+            "give less, or leave it out",
+        )
     check_model(opened)
     choose_device(device)
     Decoder(opened.config, "meta", groups=Groups(Mesh(tp=tp)))  # raises where the heads cannot be divided
-    return Serving(wanted, opened, folder)
+    return Serving(wanted, opened, folder, found)
 
 
 def build(wanted: Wanted, opened: Checkpoint | Foreign, world: World) -> Runner | Recorder:

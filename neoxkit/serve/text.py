@@ -26,7 +26,7 @@ class TextStream:
     with those that follow; what is no character in the end is U+FFFD. Each token costs the same, however long the
     text is.
 
-    Raises ConfigError for an empty stop text.
+    The first `min_tokens` tokens complete none that counts. Raises ConfigError for an empty stop text.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class TextStream:
         stop: Sequence[str] = (),
         keep_stop: bool = False,
         special: bool = False,
+        min_tokens: int = 0,
     ) -> None:
         if any(not text for text in stop):
             raise ConfigError("an empty stop text would end every answer", "leave it out")
@@ -43,11 +44,13 @@ class TextStream:
         self._tokenizer, self._special, self._keep_stop = tokenizer, special, keep_stop
         self._searches = [_Search(text) for text in dict.fromkeys(stop)]
         self._held = ""  # may be the beginning of a stop text
+        self._spared = min_tokens  # tokens to come before one may end the answer
         self._ids = self._tail(before)
         self._passed = self._decode(self._ids)  # what of their text was passed on
 
     def add(self, token: int) -> str:
         """The text that can be shown now that the answer has one token more."""
+        self._spared -= 1
         if self.stopped is not None or not self._tokenizer.shows(token, self._special):
             return ""
         self._ids.append(token)
@@ -102,7 +105,8 @@ class TextStream:
             return piece
         text = self._held + piece
         for end, character in enumerate(piece, start=len(self._held) + 1):
-            if found := [search.text for search in self._searches if search.ends_with(character)]:
+            found = [search.text for search in self._searches if search.ends_with(character)]
+            if found and self._spared < 0:
                 self.stopped = max(found, key=len)
                 self._held = ""
                 return text[: end if self._keep_stop else end - len(self.stopped)]
@@ -124,9 +128,12 @@ class _Search:
             self._borders.append(self._extended(self._borders[-1], character))
 
     def ends_with(self, character: str) -> bool:
-        """Whether the text is complete with this character. None may follow then."""
+        """Whether the text is complete with this character."""
         self.matched = self._extended(self.matched, character)
-        return self.matched == len(self.text)
+        if self.matched < len(self.text):
+            return False
+        self.matched = self._borders[-1]
+        return True
 
     def _extended(self, matched: int, character: str) -> int:
         while matched and self.text[matched] != character:

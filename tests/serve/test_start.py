@@ -70,6 +70,22 @@ def test_half_precision_on_a_cpu(model: Path) -> None:
         assert all(len(answer.tokens) == 12 for answer in answers(serving.engine, ASKED))
 
 
+OPENED = """
+import sys
+from neoxkit.checkpoint.store import place
+from neoxkit.serve.start import open_engine
+
+with open_engine(place(sys.argv[1]), device="cpu"):
+    print([name for name in ("torch._dynamo", "transformers", "deepspeed", "starlette") if name in sys.modules])
+"""
+
+
+def test_what_is_not_loaded(model: Path) -> None:
+    """Each takes seconds, or may be missing."""
+    command = [sys.executable, "-c", OPENED, str(model)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 ON_TWO = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -145,6 +161,8 @@ def test_refused(model: Path, tmp_path: Path) -> None:
         open_engine(place(model), device="cpu", tp=4, limits=LIMITS)
     with pytest.raises(ConfigError, match="--compile records CUDA graphs, and the model runs on a CPU"):
         open_engine(place(model), device="cpu", limits=LIMITS, compile=True)
+    with pytest.raises(ConfigError, match="--max-context 99999 is more than the model's context of [0-9]+ tokens"):
+        open_engine(place(model), device="cpu", limits=Limits(context=99999))
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):

@@ -188,6 +188,19 @@ def test_stop_texts(all_tokenizers: dict[str, Tokenizer], stop: list[str], shown
     assert "".join(pieces(stream, tokens)) == shown + (stopped or "")
 
 
+@pytest.mark.parametrize(
+    ("least", "shown", "stopped"), [(0, "", "aa"), (1, "", "aa"), (2, "a", "aa"), (3, "aa", "aa"), (5, "aaaaa", None)]
+)
+def test_a_stop_text_is_complete_after_the_least_tokens(
+    all_tokenizers: dict[str, Tokenizer], least: int, shown: str, stopped: str | None
+) -> None:
+    """It may have begun before; one that was complete before does not count."""
+    tokenizer = all_tokenizers["bytes"]
+    stream = TextStream(tokenizer, stop=["aa"], min_tokens=least)
+    assert "".join(pieces(stream, [id_of(tokenizer, ord("a"))] * 5)) == shown
+    assert stream.stopped == stopped
+
+
 def test_a_space_is_shown_behind_a_prompt_and_not_at_the_beginning(all_tokenizers: dict[str, Tokenizer]) -> None:
     tokenizer = all_tokenizers["llama"]
     tokens = [tokenizer.id(word) for word in ("▁a", "▁a")]
