@@ -161,7 +161,7 @@ def test_refused(model: Path, tmp_path: Path) -> None:
         open_engine(place(model), device="cpu", tp=4, limits=LIMITS)
     with pytest.raises(ConfigError, match="--compile records CUDA graphs, and the model runs on a CPU"):
         open_engine(place(model), device="cpu", limits=LIMITS, compile=True)
-    with pytest.raises(ConfigError, match="--max-context 99999 is more than the model's context of [0-9]+ tokens"):
+    with pytest.raises(ConfigError, match=r"--max-context 99999 is more than the model's context of [0-9]+ tokens"):
         open_engine(place(model), device="cpu", limits=Limits(context=99999))
     bare = tmp_path / "bare"
     bare.mkdir()
