@@ -17,10 +17,14 @@ from pathlib import Path
 
 import torch  # noqa: F401 (its OpenMP is what the library finds its threads in)
 
-SOURCE = Path(__file__).with_name("decode.cpp")
-INCLUDED = Path(__file__).with_name("lanes.h")
+from neoxkit.native.codes import definitions
 
-COMPILE = "-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp -fPIC -c"
+SOURCE = Path(__file__).with_name("decode.cpp")
+
+COMPILE = (
+    *["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-c"],
+    *definitions(),
+)
 
 SWITCH = "NEOXKIT_NATIVE"
 """The environment variable that, as 0, says to do without."""
@@ -30,42 +34,42 @@ class BuildError(Exception):
     """There is no library; why, in a line."""
 
 
-@cache
 def library() -> ctypes.CDLL | None:
     """The library, or None where there is none: `reason` tells why."""
-    try:
-        return _load()
-    except BuildError:
-        return None
+    return _outcome()[0]
 
 
-@cache
 def reason() -> str:
     """Why there is no library; empty where there is one."""
-    try:
-        _load()
-    except BuildError as error:
-        return str(error)
-    return ""
+    return _outcome()[1]
 
 
 @cache
+def _outcome() -> tuple[ctypes.CDLL | None, str]:
+    """Tried once: a compiler may fail slowly."""
+    try:
+        return _load(), ""
+    except BuildError as error:
+        return None, str(error)
+
+
 def _load() -> ctypes.CDLL:
-    """Raises BuildError."""
+    """The library, compiled where that was not done yet. Raises BuildError."""
     if os.environ.get(SWITCH) == "0":
         raise BuildError(f"{SWITCH} is 0")
     compiler = shlex.split(os.environ.get("CXX") or "g++")
     version = _run([*compiler, "--version"])
-    what = "\n".join((SOURCE.read_text(), INCLUDED.read_text(), COMPILE, version, _processor()))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neoxkit"
-    path = folder / f"decode-{hashlib.sha256(what.encode()).hexdigest()[:20]}.so"
     try:
+        texts = [each.read_text() for each in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+        key = hashlib.sha256("\n".join((*texts, *COMPILE, version, _processor())).encode()).hexdigest()[:20]
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neoxkit"
+        path = folder / f"decode-{key}.so"
         if not path.is_file():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _compile(compiler, path)
         return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise BuildError(f"{path} cannot be made or loaded ({error})") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows where the home folder is
+        raise BuildError(f"it cannot be made or loaded: {error}") from None
 
 
 def _compile(compiler: list[str], path: Path) -> None:
@@ -76,7 +80,7 @@ def _compile(compiler: list[str], path: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
         parts, whole = f"{folder}/decode.o", f"{folder}/decode.so"
-        _run([*compiler, *COMPILE.split(), str(SOURCE), "-o", parts])
+        _run([*compiler, *COMPILE, str(SOURCE), "-o", parts])
         _run([*compiler, "-shared", parts, "-o", whole])
         os.replace(whole, path)
 

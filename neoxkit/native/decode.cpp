@@ -6,10 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <memory>
 
-#include <omp.h>
-
+#include "attention.h"
 #include "lanes.h"
 
 namespace {
@@ -98,9 +96,9 @@ void linear(const Weight* w, const float* bias, const float* x, float* y, int64_
 void linear(int64_t kind, const void* w, const float* bias, const float* x, float* y, int64_t tokens, int64_t inputs,
             int64_t outputs) {
     switch (kind) {
-        case 0: return linear(static_cast<const float*>(w), bias, x, y, tokens, inputs, outputs);
-        case 1: return linear(static_cast<const Bf16*>(w), bias, x, y, tokens, inputs, outputs);
-        default: return linear(static_cast<const Fp16*>(w), bias, x, y, tokens, inputs, outputs);
+        case WEIGHT_FP32: return linear(static_cast<const float*>(w), bias, x, y, tokens, inputs, outputs);
+        case WEIGHT_BF16: return linear(static_cast<const Bf16*>(w), bias, x, y, tokens, inputs, outputs);
+        case WEIGHT_FP16: return linear(static_cast<const Fp16*>(w), bias, x, y, tokens, inputs, outputs);
     }
 }
 
@@ -179,146 +177,11 @@ void enter(float* q, int64_t q_stride, const float* k, int64_t k_stride, const f
     }
 }
 
-// A text's pages of keys or values, [pages, size, heads, dim].
-struct Pages {
-    const float* pool;
-    const int64_t* table;
-    int64_t size, heads, dim;
-
-    const float* at(int64_t token) const {
-        return pool + (table[token / size] * size + token % size) * heads * dim;
-    }
-    int64_t end(int64_t token, int64_t last) const { return std::min(last, (token / size + 1) * size); }
-};
-
-// Scores of R query heads, which share a key.
-template <int R>
-void score(const float* q, int64_t dim, const float* key, float scale, float* scores, int64_t stride) {
-    Wide sums[R] = {};
-    int64_t d = 0;
-    for (; d + LANES <= dim; d += LANES) {
-        const Wide k = load(key + d);
-        for (int r = 0; r < R; ++r) sums[r] += load(q + r * dim + d) * k;
-    }
-    for (int r = 0; r < R; ++r) {
-        float sum = total(sums[r]);
-        for (int64_t rest = d; rest < dim; ++rest) sum += q[r * dim + rest] * key[rest];
-        scores[r * stride] = sum * scale;
-    }
-}
-
-void score(int64_t shared, const float* q, int64_t dim, const float* key, float scale, float* scores,
-           int64_t stride) {
-    for (; shared >= 4; shared -= 4, q += 4 * dim, scores += 4 * stride) score<4>(q, dim, key, scale, scores, stride);
-    switch (shared) {
-        case 3: return score<3>(q, dim, key, scale, scores, stride);
-        case 2: return score<2>(q, dim, key, scale, scores, stride);
-        case 1: return score<1>(q, dim, key, scale, scores, stride);
-    }
-}
-
-// Softmax of `count` scores in place; there is room up to the next multiple of LANES.
-void softmax(float* scores, int64_t count) {
-    const int64_t padded = (count + LANES - 1) / LANES * LANES;
-    std::fill(scores + count, scores + padded, -INFINITY);
-    Wide highest = load(scores);
-    for (int64_t i = LANES; i < padded; i += LANES) {
-        const Wide next = load(scores + i);
-        highest = next > highest ? next : highest;
-    }
-    float most = highest[0];
-    for (int lane = 1; lane < LANES; ++lane) most = highest[lane] > most ? highest[lane] : most;
-    Wide sums = {};
-    for (int64_t i = 0; i < padded; i += LANES) {
-        const Wide x = load(scores + i), e = exponential(x - most);
-        const Wide weight = x == -INFINITY ? Wide{} : e;
-        sums += weight;
-        store(scores + i, weight);
-    }
-    const float scale = 1.0f / total(sums);
-    for (int64_t i = 0; i < padded; i += LANES) store(scores + i, load(scores + i) * scale);
-}
-
-// Adds the values of COUNT tokens, by their weights, to the mix of a query head.
-template <int COUNT>
-void mix(const float* values, int64_t stride, int64_t dim, const float* weights, float* out) {
-    Wide weight[COUNT];
-    for (int i = 0; i < COUNT; ++i) weight[i] = all(weights[i]);
-    int64_t d = 0;
-    for (; d + LANES <= dim; d += LANES) {
-        Wide sum = load(out + d);
-        for (int i = 0; i < COUNT; ++i) sum += weight[i] * load(values + i * stride + d);
-        store(out + d, sum);
-    }
-    for (; d < dim; ++d)
-        for (int i = 0; i < COUNT; ++i) out[d] += weights[i] * values[i * stride + d];
-}
-
-// Key heads from `begin` to `end` of one text, with all query heads that share them: `shared` each.
-void attend_text(const float* q, const Pages& keys, const Pages& values, int64_t begin, int64_t end, int64_t shared,
-                 int64_t first, int64_t last, const float* slopes, float scale, float* scores, float* out) {
-    const int64_t dim = keys.dim, row = keys.heads * dim, stride = (last - first + LANES - 1) / LANES * LANES;
-    for (int64_t token = first; token < last;) {
-        const float* key = keys.at(token);
-        for (const int64_t stop = keys.end(token, last); token < stop; ++token, key += row)
-            for (int64_t head = begin; head < end; ++head)
-                score(shared, q + head * shared * dim, dim, key + head * dim, scale,
-                      scores + (head - begin) * shared * stride + token - first, stride);
-    }
-    for (int64_t head = begin * shared; head < end * shared; ++head) {
-        float* weights = scores + (head - begin * shared) * stride;
-        if (slopes)
-            for (int64_t token = first; token < last; ++token)
-                weights[token - first] -= slopes[head] * float(last - 1 - token);
-        softmax(weights, last - first);
-    }
-    std::fill(out + begin * shared * dim, out + end * shared * dim, 0.0f);
-    for (int64_t token = first; token < last;) {
-        const float* value = values.at(token);
-        for (const int64_t stop = values.end(token, last); token < stop;) {
-            const int64_t count = stop - token >= 4 ? 4 : 1;
-            for (int64_t head = begin; head < end; ++head)
-                for (int64_t each = head * shared; each < (head + 1) * shared; ++each) {
-                    const float* weights = scores + (each - begin * shared) * stride + token - first;
-                    if (count == 4)
-                        mix<4>(value + head * dim, row, dim, weights, out + each * dim);
-                    else
-                        mix<1>(value + head * dim, row, dim, weights, out + each * dim);
-                }
-            token += count;
-            value += count * row;
-        }
-    }
-}
-
-// Attention of one token of each text to all before it, or the last `window` of them where that is not 0. Text n is
-// lengths[n] tokens long, in the pages tables[n]. Queries lie at strides; out is [texts, heads, dim].
-void attend(const float* q, int64_t q_stride, const float* keys, const float* values, const int64_t* tables,
-            int64_t table_stride, const int64_t* lengths, int64_t texts, int64_t heads, int64_t kv_heads, int64_t dim,
-            int64_t size, int64_t window, const float* slopes, float scale, float* out) {
-    const int64_t shared = heads / kv_heads;
-    // All heads of a text read what lies together; but every thread shall have something to do.
-    const int64_t parts = texts >= 2 * omp_get_num_threads() ? 1 : kv_heads, wide = kv_heads / parts;
-    const int64_t longest = *std::max_element(lengths, lengths + texts);
-    const std::unique_ptr<float[]> scores(new float[wide * shared * ((longest + LANES - 1) / LANES * LANES)]);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t unit = 0; unit < texts * parts; ++unit) {
-        const int64_t text = unit / parts, head = unit % parts * wide;
-        const Pages k{keys, tables + text * table_stride, size, kv_heads, dim};
-        const Pages v{values, k.table, size, kv_heads, dim};
-        const int64_t last = lengths[text], first = window && window < last ? last - window : 0;
-        attend_text(q + text * q_stride, k, v, head, head + wide, shared, first, last, slopes, scale, scores.get(),
-                    out + text * heads * dim);
-    }
-}
-
-enum Activation { SILU, GELU_TANH, GELU, RELU };
-
 template <int KIND>
 inline Wide activate(Wide x) {
-    if (KIND == RELU) return x > 0 ? x : (x == x ? Wide{} : x);
-    if (KIND == SILU) return x / (1.0f + exponential(-x));
-    if (KIND == GELU_TANH) {
+    if (KIND == ACTIVATION_RELU) return x > 0 ? x : (x == x ? Wide{} : x);
+    if (KIND == ACTIVATION_SILU) return x / (1.0f + exponential(-x));
+    if (KIND == ACTIVATION_GELU_TANH) {
         const Wide twice = (x + x * x * x * 0.044715f) * 1.5957691216f;  // 2 sqrt(2 / pi)
         return x / (1.0f + exponential(-twice));  // (1 + tanh z) / 2 is 1 / (1 + e^-2z)
     }
@@ -355,10 +218,10 @@ void activated(const float* x, const float* up, int64_t x_stride, float* out, in
 void activated(int64_t kind, const float* x, const float* up, int64_t x_stride, float* out, int64_t tokens,
                int64_t hidden) {
     switch (kind) {
-        case SILU: return activated<SILU>(x, up, x_stride, out, tokens, hidden);
-        case GELU_TANH: return activated<GELU_TANH>(x, up, x_stride, out, tokens, hidden);
-        case GELU: return activated<GELU>(x, up, x_stride, out, tokens, hidden);
-        default: return activated<RELU>(x, up, x_stride, out, tokens, hidden);
+        case ACTIVATION_SILU: return activated<ACTIVATION_SILU>(x, up, x_stride, out, tokens, hidden);
+        case ACTIVATION_GELU_TANH: return activated<ACTIVATION_GELU_TANH>(x, up, x_stride, out, tokens, hidden);
+        case ACTIVATION_GELU: return activated<ACTIVATION_GELU>(x, up, x_stride, out, tokens, hidden);
+        case ACTIVATION_RELU: return activated<ACTIVATION_RELU>(x, up, x_stride, out, tokens, hidden);
     }
 }
 
@@ -368,9 +231,7 @@ void add(const float* a, const float* b, float* out, int64_t tokens, int64_t wid
         for (int64_t i = token * width; i < (token + 1) * width; ++i) out[i] = a[i] + b[i];
 }
 
-// ---- a program: instructions of SLOTS integers, the first of which says what is to be done
-
-constexpr int64_t SLOTS = 16;
+// ---- a program: instructions of SLOTS integers, the first of which says what is to be done (codes.py)
 
 struct Instruction {
     int64_t slots[SLOTS];
@@ -384,19 +245,20 @@ struct Instruction {
 void execute(const Instruction& i, int64_t tokens) {
     typedef const int64_t Integers;
     switch (i.n(0)) {
-        case 0:
+        case OPERATION_LINEAR:
             return linear(i.n(1), i.at<const void>(2), i.at(3), i.at(4), i.at<float>(5), tokens, i.n(6), i.n(7));
-        case 1:
+        case OPERATION_RMS_NORM:
             return rms_norm(i.at(1), tokens, i.n(2), i.n(3), i.n(4), i.n(5), i.at(6), i.real(7), i.at<float>(8));
-        case 2: return layer_norm(i.at(1), tokens, i.n(2), i.at(3), i.at(4), i.real(5), i.at<float>(6));
-        case 3:
+        case OPERATION_LAYER_NORM:
+            return layer_norm(i.at(1), tokens, i.n(2), i.at(3), i.at(4), i.real(5), i.at<float>(6));
+        case OPERATION_ENTER:
             return enter(i.at<float>(1), i.n(2), i.at(3), i.n(4), i.at(5), i.n(6), tokens, i.n(7), i.n(8), i.n(9),
                          i.n(10), i.at(11), i.at(12), i.at<Integers>(13), i.at<float>(14), i.at<float>(15));
-        case 4:
+        case OPERATION_ATTEND:
             return attend(i.at(1), i.n(2), i.at(3), i.at(4), i.at<Integers>(5), i.n(6), i.at<Integers>(7), tokens,
                           i.n(8), i.n(9), i.n(10), i.n(11), i.n(12), i.at(13), i.real(14), i.at<float>(15));
-        case 5: return activated(i.n(1), i.at(2), i.at(3), i.n(4), i.at<float>(5), tokens, i.n(6));
-        case 6: return add(i.at(1), i.at(2), i.at<float>(3), tokens, i.n(4));
+        case OPERATION_ACTIVATED: return activated(i.n(1), i.at(2), i.at(3), i.n(4), i.at<float>(5), tokens, i.n(6));
+        case OPERATION_ADD: return add(i.at(1), i.at(2), i.at<float>(3), tokens, i.n(4));
     }
 }
 

@@ -1,4 +1,4 @@
-// Numbers side by side, as wide as the processor has registers: how they are read, widened, summed up and raised to.
+// Numbers side by side, as wide as the processor has registers: how they are read, widened, summed up, and e^x.
 
 #pragma once
 

@@ -7,33 +7,24 @@ Shapes: T tokens, N texts, P pages of the longest, H query heads, G key/value he
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from neoxkit.native import program
 from neoxkit.native.build import library
+from neoxkit.native.codes import Activation, Operation, Weight
 
-WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Dtypes of weights, by the numbers that decode.cpp knows them by."""
-
-ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
-"""Likewise, activations."""
-
-LINEAR, RMS_NORM, LAYER_NORM, ENTER, ATTEND, ACTIVATED, ADD = range(7)
-"""Likewise, what is done."""
+WEIGHTS = {torch.float32: Weight.FP32, torch.bfloat16: Weight.BF16, torch.float16: Weight.FP16}
 
 
-@cache
 def available() -> bool:
     """Whether these functions can be called here: there is a compiler, or was one."""
     return library() is not None
 
 
-def takes(x: Tensor) -> bool:
-    """Whether these functions are there, and for a stream or a memory like x."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and available()
+def takes(dtype: torch.dtype, device: str) -> bool:
+    """Whether these functions are there, and for streams of a dtype on a type of device."""
+    return dtype == torch.float32 and device == "cpu" and available()
 
 
 class Panels:
@@ -60,7 +51,7 @@ class Panels:
         y = program.new(*x.shape[:-1], self.outputs)
         tokens = x.numel() // self.inputs
         kind = WEIGHTS[self.values.dtype]
-        program.call(LINEAR, tokens, kind, self.values, self.bias, x, y, self.inputs, self.outputs)
+        program.call(Operation.LINEAR, tokens, kind, self.values, self.bias, x, y, self.inputs, self.outputs)
         return y
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -73,7 +64,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x = x if x.stride(-1) == 1 else x.contiguous()
     heads, stride = (1, 0) if x.dim() == 3 else (x.shape[2], x.stride(2))
     y = program.new(*x.shape)
-    program.call(RMS_NORM, x.shape[1], x, x.stride(1), heads, stride, x.shape[-1], weight, eps, y)
+    program.call(Operation.RMS_NORM, x.shape[1], x, x.stride(1), heads, stride, x.shape[-1], weight, eps, y)
     return y
 
 
@@ -81,7 +72,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension of x [1, T, width]."""
     x = x.contiguous()
     y = program.new(*x.shape)
-    program.call(LAYER_NORM, x.shape[1], x, x.shape[-1], weight, bias, eps, y)
+    program.call(Operation.LAYER_NORM, x.shape[1], x, x.shape[-1], weight, bias, eps, y)
     return y
 
 
@@ -96,7 +87,7 @@ def enter(
     cos, sin = (None, None) if turn is None else (each.contiguous() for each in turn)
     half = 0 if cos is None else cos.shape[-1]
     program.call(
-        ENTER, q.shape[1], q, q.stride(1), k, k.stride(1), v, v.stride(1),
+        Operation.ENTER, q.shape[1], q, q.stride(1), k, k.stride(1), v, v.stride(1),
         heads, k.shape[2], dim, half, cos, sin, slots, keys, values,
     )  # fmt: skip
 
@@ -119,16 +110,16 @@ def attend(
     texts, heads, dim = q.shape
     size, kv_heads = keys.shape[1:3]
     program.call(
-        ATTEND, texts, q, q.stride(0), keys, values, tables, tables.stride(0), lengths,
+        Operation.ATTEND, texts, q, q.stride(0), keys, values, tables, tables.stride(0), lengths,
         heads, kv_heads, dim, size, window or 0, slopes, dim**-0.5, out,
     )  # fmt: skip
 
 
 def activated(activation: str, x: Tensor) -> Tensor:
-    """An activation of x [1, T, hidden]."""
+    """An activation of x [1, T, hidden], by its name in a configuration."""
     x = x.contiguous()
     y = program.new(*x.shape)
-    program.call(ACTIVATED, x.shape[1], ACTIVATIONS[activation], x, None, x.shape[-1], y, x.shape[-1])
+    program.call(Operation.ACTIVATED, x.shape[1], Activation[activation.upper()], x, None, x.shape[-1], y, x.shape[-1])
     return y
 
 
@@ -138,14 +129,14 @@ def gated(activation: str, fused: Tensor) -> Tensor:
     both = fused.shape[-1]
     y = program.new(*fused.shape[:-1], both // 2)
     ups = fused[..., both // 2 :]
-    program.call(ACTIVATED, fused.shape[1], ACTIVATIONS[activation], fused, ups, both, y, both // 2)
+    program.call(Operation.ACTIVATED, fused.shape[1], Activation[activation.upper()], fused, ups, both, y, both // 2)
     return y
 
 
 def add(a: Tensor, b: Tensor) -> Tensor:
     """a + b of streams [1, T, width]."""
     y = program.new(*a.shape)
-    program.call(ADD, a.shape[1], a.contiguous(), b.contiguous(), y, a.shape[-1])
+    program.call(Operation.ADD, a.shape[1], a.contiguous(), b.contiguous(), y, a.shape[-1])
     return y
 
 

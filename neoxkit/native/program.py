@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -17,9 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neoxkit.native.build import library
-
-SLOTS = 16
-"""Integers of an instruction, as in decode.cpp."""
+from neoxkit.native.codes import SLOTS, Operation
 
 ALIGNMENT = 64
 """Bytes: where results begin."""
@@ -40,7 +39,7 @@ class UnknownOperationError(Exception):
 class Instruction(NamedTuple):
     """What is to be done, and with what; how many tokens it is done for is said when it is done."""
 
-    code: int
+    operation: Operation
     arguments: tuple[Argument, ...]
 
 
@@ -51,19 +50,23 @@ class Tape:
         """`known` are functions that do what torch's operations of these names do."""
         self.instructions: list[Instruction] = []
         self._made: dict[int, Tensor] = {}
+        self._tokens: set[int] = set()
         self._ear = _Ear(known)
 
     def __enter__(self) -> Tape:
-        global _listening
-        assert _listening is None, "one tape at a time"
-        _listening = self
+        assert _here.tape is None, "one tape at a time"
         self._ear.__enter__()
+        _here.tape = self
         return self
 
     def __exit__(self, *error: Any) -> None:
-        global _listening
-        _listening = None
+        _here.tape = None
         self._ear.__exit__(*error)
+
+    def write(self, instruction: Instruction, tokens: int) -> None:
+        """Write down an instruction that is for so many tokens."""
+        self.instructions.append(instruction)
+        self._tokens.add(tokens)
 
     def new(self, shape: tuple[int, ...]) -> Tensor:
         """Room for a result. It is kept as long as the tape, so that nothing else comes to lie there."""
@@ -73,6 +76,7 @@ class Tape:
 
     def program(self, result: Tensor, tokens: int, most: int) -> Program:
         """What was written down for so many `tokens`, for up to `most`. `result` [1, T, width] is what it gives."""
+        assert self._tokens == {tokens}, "something was done for another number of tokens"
         lives = self._lives(_storage(result))
         sizes = {at: self._made[at].numel() // tokens * most * 4 for at in lives}
         offsets, total = place(lives, sizes)
@@ -143,7 +147,7 @@ class Program:
         rows = np.zeros((len(instructions), SLOTS), dtype=np.int64)
         for row, instruction in zip(rows, instructions, strict=True):
             moved = [self._moved(each, offsets) for each in instruction.arguments]
-            row[: len(moved) + 1] = [instruction.code, *map(_slot, moved)]
+            row[: len(moved) + 1] = [instruction.operation, *map(_slot, moved)]
         self._rows, self._most = rows, most
         first = offsets[_storage(result)] // 4
         self._result = self._arena[first : first + most * result.shape[-1]].view(1, most, -1)
@@ -161,20 +165,26 @@ class Program:
         return self._result[:, :tokens]
 
 
-_listening: Tape | None = None
+class _Here(threading.local):
+    """The tape that listens to this thread: another one may serve a model meanwhile."""
+
+    tape: Tape | None = None
+
+
+_here = _Here()
 
 
 def new(*shape: int) -> Tensor:
     """Room for a result."""
-    return torch.empty(shape) if _listening is None else _listening.new(shape)
+    return torch.empty(shape) if _here.tape is None else _here.tape.new(shape)
 
 
-def call(code: int, tokens: int, *arguments: Argument) -> None:
-    """Do an instruction, or have it written down."""
-    if _listening is not None:
-        _listening.instructions.append(Instruction(code, arguments))
+def call(operation: Operation, tokens: int, *arguments: Argument) -> None:
+    """Do something for so many tokens, or have it written down."""
+    if _here.tape is not None:
+        _here.tape.write(Instruction(operation, arguments), tokens)
         return
-    row = (ctypes.c_int64 * SLOTS)(code, *map(_slot, arguments))
+    row = (ctypes.c_int64 * SLOTS)(operation, *map(_slot, arguments))
     _function()(row, 1, tokens, torch.get_num_threads())
 
 

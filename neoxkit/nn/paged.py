@@ -22,7 +22,7 @@ class PagedLayer:
         self.keys, self.values = keys, values
         self._rows = [x.view(-1, *x.shape[2:]) for x in (keys, values)]
         self.slots = torch.empty(0, dtype=torch.int64)
-        self._native = native.takes(keys)
+        self._native = native.takes(keys.dtype, keys.device.type)
 
     def enter(
         self, q: Tensor, keys: Tensor, values: Tensor, by: Rotation | None, positions: Tensor, last: int

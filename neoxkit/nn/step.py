@@ -56,12 +56,13 @@ class Step(NamedTuple):
 
 
 @torch.inference_mode()
-def build_step(model: Decoder, state: PagedState, most: int, context: int) -> Step | None:
-    """The step of a model made ready by `pack`, for up to `most` texts of up to `context` tokens each.
+def build_step(model: Decoder, state: PagedState, most: int) -> Step | None:
+    """The step of a model made ready by `pack`, for up to `most` texts.
 
     None where there is none: no native code, or a model that asks torch for something else.
     """
-    if not native.takes(state.layers[0].keys) or model.division.tp is not None:
+    keys = state.layers[0].keys
+    if not native.takes(keys.dtype, keys.device.type) or model.division.tp is not None:
         return None
     config, most = model.config, max(WRITTEN, min(most, MOST))
     positions = torch.zeros(1, most, dtype=torch.int64)
@@ -69,7 +70,8 @@ def build_step(model: Decoder, state: PagedState, most: int, context: int) -> St
     turned = None if turned is None else Rotation(turned.cos.clone(), turned.sin.clone())
     stream = torch.zeros(1, most, config.width)
     slots, lengths = torch.zeros(most, dtype=torch.int64), torch.ones(most, dtype=torch.int64)
-    tables = torch.zeros(most, -(-context // state.size), dtype=torch.int64)
+    longest = min(-(-config.context // state.size), len(keys))
+    tables = torch.zeros(most, longest, dtype=torch.int64)
     for layer in state.layers:
         layer.slots = slots[:WRITTEN]
     slopes = slopes_of(config, stream.device, model.division)

@@ -1,8 +1,9 @@
 """Matrix products of a model that does not learn, on a CPU: weights as the processor takes them fastest.
 
 With few tokens a product costs what reading its weights costs. So weights that are kept in 16 bits stay in 16 bits,
-and are widened as they are multiplied, in fp32: FBGEMM does this on any x86 processor since 2013, also where there
-are no instructions for half precision. What it keeps is fp16: of bf16 weights above 2^-17 exactly, below to 2^-25.
+and are widened as they are multiplied, in fp32, by code of our own (`panels`). Where that cannot be compiled, FBGEMM
+does this on any x86 processor since 2013 (`half`), also without instructions for half precision; what it keeps is
+fp16: of bf16 weights above 2^-17 exactly, below to 2^-25. Of weights in fp32, torch does best with `turned`.
 
 Shapes: M tokens, in, out.
 """

@@ -77,7 +77,7 @@ class Runner:
         self.model, self.pages, self.size = model, pages, size
         self.device = model.embed.weight.device
         self.state = PagedState(model.config, pages, size, model.dtype, self.device, model.kv_heads)
-        self.step = build_step(model, self.state, batch, pages * size) if batch else None
+        self.step = build_step(model, self.state, batch) if batch else None
 
     @torch.inference_mode()
     def run(self, what: Pass) -> Tensor:

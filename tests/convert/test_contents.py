@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -65,11 +66,13 @@ def test_one_among_many(dtype: str) -> None:
 def fetched(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Bytes that are read of each file."""
     count: dict[str, int] = {}
+    one = Lock()  # files are read by several threads
     read = PieceFiles.read_into
 
     def counting(self: PieceFiles, piece, at: int, data) -> None:
         name = self.path(piece).name
-        count[name] = count.get(name, 0) + len(data)
+        with one:
+            count[name] = count.get(name, 0) + len(data)
         read(self, piece, at, data)
 
     monkeypatch.setattr(PieceFiles, "read_into", counting)

@@ -49,4 +49,4 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = told(tmp_path / "file")
     assert found.startswith("False ")
-    assert "cannot be made or loaded" in found
+    assert "it cannot be made or loaded" in found

@@ -81,6 +81,7 @@ class Gathered:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of q [1, T, H, D] to keys and values in pages, [pages, size, G, D], as q."""
+        # What one of them attends to alone need not be put together.
         covers = [each.last - each.first for each in self.singles] + [each.last - each.first for each in self.chunks]
         if covers == [q.shape[1]]:
             each = [self._single(q, k, v, batch) for batch in self.singles]
@@ -184,7 +185,7 @@ def prepare_paged(
     for text in range(alone, len(packing.counts)):
         chunks.append(_chunk_of(packing, text, first, window, slopes, dtype))
         first += packing.counts[text]
-    if alone and dtype == torch.float32 and setting.device == "cpu" and native.available():
+    if alone and native.takes(dtype, setting.device):
         lengths = torch.tensor(packing.lengths[:alone])
         return PagedNative(packing.tables[:alone], lengths, window, slopes, Gathered([], chunks))
     singles = [_single_batch(packing, first, last, window, grouped, dtype) for first, last in batches(packing)]
