@@ -9,7 +9,8 @@ repeated when somebody did meanwhile.
 Told are output tokens and requests per second, milliseconds to the first piece of text and between pieces (p50, p99),
 tokens per CPU-second of the server, the CPUs that the clients and others used, and the ratio of neoxkit to each,
 the median of those of each round. A server that can compute in several dtypes is tried in each before the rounds,
-and goes on in those that come near its best. "alike" says how many answers begin as neoxkit's do.
+and goes on in those that come near its best; with more clients, the others are not tried again. "alike" says how
+many answers begin as neoxkit's do.
 
 No answer may end early: neoxkit and vLLM are told to ignore the token that ends a text, transformers gets a copy of
 the model that has none. transformers is the one of this environment; vLLM's is made as generation.py says.
@@ -139,6 +140,8 @@ class Contest:
         found, others = quiet.undisturbed(
             act, lambda turn: turn.cpu + turn.clients, options.most_others, options.patience
         )
+        told = f"{found.rate:.1f} tokens/s, others used {others:.2f} CPUs"
+        print(f"{clients} clients: {kind.name} {kind.dtype}: {told}", file=sys.stderr, flush=True)
         return Turn(found.wall, found.answers, found.cpu, found.clients, others)
 
     def bodies(self, number: int, clients: int) -> list[dict[str, Any]]:
@@ -150,6 +153,8 @@ class Contest:
         """Warm up, and choose in which dtypes each goes on."""
         found: dict[Kind, Turn] = {}
         for kind in self.servers:
+            if any(kind not in taken for taken in self.taken.values()):
+                continue  # it stopped with fewer clients
             self.ask(kind, clients, self.bodies(2000, clients)[: max(2, clients)])
             found[kind] = self.turn(kind, clients, self.bodies(1000, clients))
         best = {kind.server: max(found[each].rate for each in found if each.server == kind.server) for kind in found}

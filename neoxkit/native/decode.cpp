@@ -21,6 +21,16 @@ constexpr int PANEL = 2 * LANES;  // outputs whose weights lie together
 constexpr int64_t DEPTH = 512;  // inputs that are summed up before their sum is added to that of others
 constexpr int64_t RESIDENT = 8 * MOST;  // tokens whose inputs stay in a cache while all weights pass by
 
+// One of a program: SLOTS integers, the first of which says what is to be done (codes.py).
+struct Instruction {
+    int64_t slots[SLOTS];
+
+    int64_t n(int i) const { return slots[i]; }
+    float real(int i) const { return from_bits(uint32_t(slots[i])); }
+    template <class T = const float>
+    T* at(int i) const { return reinterpret_cast<T*>(slots[i]); }
+};
+
 // ---- what all threads of a team do together; each loop ends when all of it is done
 
 // C tokens, P panels of weights [inputs, PANEL]: of DEPTH inputs at most, into y or added to it.
@@ -56,28 +66,31 @@ void tiles(int64_t tokens, const Weight* w, int64_t w_stride, const float* x, in
     }
 }
 
-// y = x W^T + b of x [tokens, inputs]; the weights [outputs, inputs] lie in panels [outputs / PANEL, inputs, PANEL].
+// y = x W^T + b of x [tokens, inputs]; the weights [outputs, inputs] lie in panels [outputs / PANEL, inputs, PANEL]. A
+// last panel that the outputs do not fill lies apart, in `rest`.
 template <class Weight>
-void linear(const Weight* w, const float* bias, const float* x, float* y, int64_t tokens, int64_t inputs,
-            int64_t outputs) {
-    const int64_t panels = (outputs + PANEL - 1) / PANEL;
+void linear(const Weight* w, const Weight* rest, const float* bias, const float* x, float* y, int64_t tokens,
+            int64_t inputs, int64_t outputs) {
+    const int64_t whole = outputs / PANEL;
     for (int64_t first = 0; first < tokens; first += RESIDENT) {
         const int64_t count = std::min(RESIDENT, tokens - first);
         const int64_t rounds = (count + MOST - 1) / MOST;
         // Few tokens leave registers for two panels, and need both to hide how long a sum takes.
-        const int64_t step = count <= 2 ? 2 : 1;
+        const int64_t step = count <= 2 ? 2 : 1, groups = (whole + step - 1) / step;
 #pragma omp for schedule(dynamic, 2)
-        for (int64_t group = 0; group < (panels + step - 1) / step; ++group) {
-            const int64_t panel = group * step, last = std::min(panel + step, panels);
+        for (int64_t group = 0; group < groups + (rest != nullptr); ++group) {
+            const int64_t panel = std::min(group * step, whole);
+            const bool two = panel + 1 < std::min(panel + step, whole);
+            const Weight* weights = panel < whole ? w + panel * inputs * PANEL : rest;
+            const int64_t width = (two ? 2 : 1) * PANEL;
             float room[2 * PANEL * MOST];
             for (int64_t round = 0; round < rounds; ++round) {
                 const int64_t begin = count * round / rounds, here = count * (round + 1) / rounds - begin;
-                const int64_t width = (last - panel) * PANEL;
                 for (int64_t k = 0; k < inputs; k += DEPTH) {
-                    const Weight* from = w + panel * inputs * PANEL + k * PANEL;
+                    const Weight* from = weights + k * PANEL;
                     const float* in = x + (first + begin) * inputs + k;
                     const int64_t depth = std::min(DEPTH, inputs - k);
-                    if (last - panel == 2)
+                    if (two)
                         tiles<Weight, 2, 2>(here, from, inputs * PANEL, in, inputs, depth, room, width, k == 0);
                     else
                         tiles<Weight, 1>(here, from, 0, in, inputs, depth, room, width, k == 0);
@@ -93,12 +106,16 @@ void linear(const Weight* w, const float* bias, const float* x, float* y, int64_
     }
 }
 
-void linear(int64_t kind, const void* w, const float* bias, const float* x, float* y, int64_t tokens, int64_t inputs,
-            int64_t outputs) {
-    switch (kind) {
-        case WEIGHT_FP32: return linear(static_cast<const float*>(w), bias, x, y, tokens, inputs, outputs);
-        case WEIGHT_BF16: return linear(static_cast<const Bf16*>(w), bias, x, y, tokens, inputs, outputs);
-        case WEIGHT_FP16: return linear(static_cast<const Fp16*>(w), bias, x, y, tokens, inputs, outputs);
+template <class Weight>
+void linear(const Instruction& i, int64_t tokens) {
+    linear(i.at<const Weight>(2), i.at<const Weight>(3), i.at(4), i.at(5), i.at<float>(6), tokens, i.n(7), i.n(8));
+}
+
+void linear(const Instruction& i, int64_t tokens) {
+    switch (i.n(1)) {
+        case WEIGHT_FP32: return linear<float>(i, tokens);
+        case WEIGHT_BF16: return linear<Bf16>(i, tokens);
+        case WEIGHT_FP16: return linear<Fp16>(i, tokens);
     }
 }
 
@@ -231,22 +248,12 @@ void add(const float* a, const float* b, float* out, int64_t tokens, int64_t wid
         for (int64_t i = token * width; i < (token + 1) * width; ++i) out[i] = a[i] + b[i];
 }
 
-// ---- a program: instructions of SLOTS integers, the first of which says what is to be done (codes.py)
-
-struct Instruction {
-    int64_t slots[SLOTS];
-
-    int64_t n(int i) const { return slots[i]; }
-    float real(int i) const { return from_bits(uint32_t(slots[i])); }
-    template <class T = const float>
-    T* at(int i) const { return reinterpret_cast<T*>(slots[i]); }
-};
+// ---- what a program says
 
 void execute(const Instruction& i, int64_t tokens) {
     typedef const int64_t Integers;
     switch (i.n(0)) {
-        case OPERATION_LINEAR:
-            return linear(i.n(1), i.at<const void>(2), i.at(3), i.at(4), i.at<float>(5), tokens, i.n(6), i.n(7));
+        case OPERATION_LINEAR: return linear(i, tokens);
         case OPERATION_RMS_NORM:
             return rms_norm(i.at(1), tokens, i.n(2), i.n(3), i.n(4), i.n(5), i.at(6), i.real(7), i.at<float>(8));
         case OPERATION_LAYER_NORM:

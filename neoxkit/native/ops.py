@@ -16,6 +16,9 @@ from neoxkit.native.codes import Activation, Operation, Weight
 
 WEIGHTS = {torch.float32: Weight.FP32, torch.bfloat16: Weight.BF16, torch.float16: Weight.FP16}
 
+TURNED = 2**20
+"""Numbers of a weight that are put into another order at once, and are there twice meanwhile."""
+
 
 def available() -> bool:
     """Whether these functions can be called here: there is a compiler, or was one."""
@@ -27,36 +30,59 @@ def takes(dtype: torch.dtype, device: str) -> bool:
     return dtype == torch.float32 and device == "cpu" and available()
 
 
+def _room(dtype: torch.dtype, count: int) -> Tensor:
+    """Room for so many numbers. It is kept: many that come and go would leave holes that nothing else fits into."""
+    found = _rooms.get(dtype)
+    if found is None or len(found) < count:
+        found = _rooms[dtype] = torch.empty(max(count, TURNED), dtype=dtype)
+    return found
+
+
+_rooms: dict[torch.dtype, Tensor] = {}
+
+
 class Panels:
     """A weight [out, in] in 32 or 16 bits as `linear` reads it: of a few outputs, what all multiply one input by.
 
-    It takes no more memory than the weight, and stands for it.
+    It takes the weight's memory, in which nothing else may be wanted afterwards: a model is then never there twice.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        weight = weight.detach()
+        weight = weight.detach().contiguous()
         self.outputs, self.inputs = weight.shape
         self.bias = None if bias is None else bias.detach().float().contiguous()
-        self._size = size = program.panel()
+        size = program.panel()
         whole, rest = divmod(self.outputs, size)
-        self.values = weight.new_empty(whole + bool(rest), self.inputs, size)
-        self.values[:whole] = weight[: whole * size].view(whole, size, self.inputs).transpose(1, 2)
+        self._rest: Tensor | None = None  # [in, size], of outputs that fill no panel
         if rest:
-            self.values[whole].zero_()
-            self.values[whole, :, :rest] = weight[whole * size :].t()
+            self._rest = weight.new_zeros(self.inputs, size)
+            self._rest[:, :rest] = weight[whole * size :].t()
+        self._panels = weight[: whole * size].view(whole, self.inputs, size)
+        few = max(1, TURNED // max(1, self.inputs * size))
+        room = _room(weight.dtype, min(few, whole) * self.inputs * size)
+        for part in self._panels.split(few):
+            turned = room[: part.numel()].view_as(part)
+            part.copy_(turned.copy_(part.view(-1, size, self.inputs).transpose(1, 2)))
 
     def __call__(self, x: Tensor) -> Tensor:
         """x W^T + b of x [..., in]."""
         x = x.contiguous()
         y = program.new(*x.shape[:-1], self.outputs)
         tokens = x.numel() // self.inputs
-        kind = WEIGHTS[self.values.dtype]
-        program.call(Operation.LINEAR, tokens, kind, self.values, self.bias, x, y, self.inputs, self.outputs)
+        kind, sizes = WEIGHTS[self._panels.dtype], (self.inputs, self.outputs)
+        program.call(Operation.LINEAR, tokens, kind, self._panels, self._rest, self.bias, x, y, *sizes)
         return y
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the weight, in fp32: those of ids [...], [..., in]."""
-        return self.values[ids // self._size, :, ids % self._size].float()
+        size = self._panels.shape[-1]
+        panel, lane = ids // size, ids % size
+        if self._rest is None:
+            return self._panels[panel, :, lane].float()
+        found = self._rest.t()[lane]
+        there = panel < len(self._panels)
+        found[there] = self._panels[panel[there], :, lane[there]]
+        return found.float()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -38,7 +38,8 @@ class ChatTemplate:
 
     `templates` are Jinja programs by name: "default", or all that there are and none is the default; "tool_use" is
     taken where tools are given. `variables` are what they are given beside the messages: the special tokens' texts.
-    `where` begins an error. Raises ConfigError for a template that is no Jinja, and when Jinja is not installed.
+    `text` is the program that is taken. `where` begins an error. Raises ConfigError for a template that is no Jinja, and
+    when Jinja is not installed.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class ChatTemplate:
             raise ConfigError(
                 f"{where}: {missing}, there are {', '.join(sorted(templates))}", "name the one that is meant"
             )
-        self.where, self.variables = where, dict(variables)
+        self.where, self.variables, self.text = where, dict(variables), templates[wanted]
         self._templates = {"default": self._compiled(templates[wanted])}
         if name is None and "tool_use" in templates:
             self._templates["tool_use"] = self._compiled(templates["tool_use"])
@@ -161,6 +162,21 @@ class ChatTemplate:
             return environment.from_string(text)
         except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
             raise ConfigError(f"{self.where} is not a template: {error}", "correct or remove it") from error
+
+
+def unended(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a conversation up to where its last message ends, so that the answer goes on with it.
+
+    Raises ConfigError where the text does not have that message as it is.
+    """
+    content = messages[-1]["content"]
+    said = content if isinstance(content, str) else str(content[-1].get("text", ""))
+    for last in (said, said.rstrip(), said.strip()):  # templates may trim
+        if last.strip() and (found := text.rfind(last)) >= 0:
+            return text[: found + len(last)]
+    raise ConfigError(
+        "the last message cannot be continued: the template does not write it as it is, or it is empty", "change it"
+    )
 
 
 _MEND = "give messages that it takes"

@@ -49,7 +49,8 @@ class Engine:
         """Take a request in; its number.
 
         Raises Full when too many wait, ConfigError when it cannot be answered: the prompt is empty, as long as the
-        context, or has ids that the model has no row for.
+        context, or has ids that the model has no row for. One that is only scored may be a token longer than the
+        context: nothing is computed of its last.
         """
         self._check(request)
         if len(self._scheduler.waiting) >= self.limits.waiting:
@@ -101,7 +102,7 @@ class Engine:
                 f"the prompt has token {wrong}, the model's vocabulary {self.vocab} rows",
                 "use the tokenizer that the model was trained with",
             )
-        if len(request.ids) + (request.max_tokens > 0) > self.context:
+        if len(request.ids) + (1 if request.max_tokens else -1) > self.context:
             raise ConfigError(
                 f"the prompt is {len(request.ids)} tokens long, the model's context {self.context}",
                 "shorten the prompt",

@@ -72,12 +72,12 @@ def pass_of(works: Sequence[Work], wanted: Sequence[int]) -> Pass:
 class Runner:
     """A model, and the pages that remember what it has read."""
 
-    def __init__(self, model: Decoder, pages: int, size: int, batch: int = 0) -> None:
-        """Room for `pages` pages of `size` tokens each, and one program for passes of up to `batch` single tokens."""
+    def __init__(self, model: Decoder, pages: int, size: int, tokens: int = 0) -> None:
+        """Room for `pages` pages of `size` tokens each, and one program for passes of up to `tokens` tokens."""
         self.model, self.pages, self.size = model, pages, size
         self.device = model.embed.weight.device
         self.state = PagedState(model.config, pages, size, model.dtype, self.device, model.kv_heads)
-        self.step = build_step(model, self.state, batch) if batch else None
+        self.step = build_step(model, self.state, tokens) if tokens else None
 
     @torch.inference_mode()
     def run(self, what: Pass) -> Tensor:
@@ -89,11 +89,12 @@ class Runner:
             for each in (what.ids, what.positions, what.tables, slots, what.wanted)
         )
         packing = Packing(what.counts.tolist(), what.lengths.tolist(), tables, places, self.size)
+        if self.step is not None and self.step.takes(packing):
+            hidden = self.step.run(ids, positions, packing)
+        else:
+            self.state.begin(packing)
+            hidden = self.model.hidden(ids[None], positions[None], state=self.state)[0]
         in_order = np.array_equal(what.wanted, np.arange(len(what.ids)))
-        if self.step is not None and in_order and self.step.takes(packing):
-            return self.step.run(ids, positions, packing)
-        self.state.begin(packing)
-        hidden = self.model.hidden(ids[None], positions[None], state=self.state)[0]
         rows = hidden if in_order else hidden.index_select(0, wanted)
         logits: Tensor = self.model.head(rows)
         return logits

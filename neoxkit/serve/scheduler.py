@@ -46,9 +46,14 @@ class Text:
         return len(self.ids) - self.prompt
 
     @property
+    def due(self) -> int:
+        """Tokens that are to be computed in all: nothing follows the last one of a prompt that is only scored."""
+        return len(self.ids) if self.request.max_tokens else max(len(self.ids) - 1, 1)
+
+    @property
     def left(self) -> int:
-        """Tokens that are to be computed."""
-        return len(self.ids) - self.computed
+        """Tokens that are still to be computed."""
+        return self.due - self.computed
 
     @property
     def unscored(self) -> int:
@@ -145,7 +150,7 @@ class Scheduler:
 
     def _shareable(self, text: Text) -> int:
         """How many of its first tokens a text need not compute: the last one is, and those before one to be scored."""
-        return min(len(text.ids), text.unscored) - 1
+        return min(text.due, text.unscored) - 1
 
     def _next(self, ids: list[int], link: int, page: int) -> Key | None:
         """What the next page of a text would be known by; None where it will not be full."""

@@ -211,7 +211,7 @@ def build(wanted: Wanted, opened: Checkpoint | Foreign, world: World) -> Runner 
         pack(model, make)
     size = FLASH_PAGE if device.type == "cuda" else PAGE
     count = -world.highest(-page_count(model, wanted.limits, size))  # as many as fit on every rank
-    runner = Runner(model, count, size, wanted.limits.batch)
+    runner = Runner(model, count, size, wanted.limits.step_tokens)
     if not wanted.compile:
         return runner
     check_recording(runner, world.size)

@@ -48,10 +48,22 @@ def test_linear(dtype: torch.dtype, outputs: int, inputs: int, drawn: torch.Gene
     for tokens in TOKENS:
         x = torch.randn(1, tokens, inputs, generator=drawn)
         for added in (None, bias):
-            found = ops.Panels(weight, added)(x)
+            found = ops.Panels(weight.clone(), added)(x)
             close(found, F.linear(x, weight.float(), added), 1e-4)
-    ids = torch.tensor([[outputs - 1, 0]])
-    assert torch.equal(ops.Panels(weight).rows(ids), weight.float()[ids])
+    ids = torch.tensor([[outputs - 1, 0, outputs // 2]])
+    assert torch.equal(ops.Panels(weight.clone()).rows(ids), weight.float()[ids])
+
+
+def test_panels_take_the_memory_of_the_weight(drawn: torch.Generator) -> None:
+    """All but what does not fill one: a model is not there twice while it is made ready."""
+    weight = torch.randn(100, 700, generator=drawn)
+    product = ops.Panels(weight)
+    before = product.rows(torch.tensor([0, 99]))
+    weight.zero_()
+    after = product.rows(torch.tensor([0, 99]))
+    assert before.all()
+    assert not after[0].any()
+    assert torch.equal(before[1], after[1])
 
 
 def test_linear_of_all_numbers_of_half_precision() -> None:
@@ -59,7 +71,7 @@ def test_linear_of_all_numbers_of_half_precision() -> None:
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
         weight = every.view(dtype)[:, None]
-        found = ops.Panels(weight)(torch.ones(1, 1, 1))[0, 0]
+        found = ops.Panels(weight.clone())(torch.ones(1, 1, 1))[0, 0]
         torch.testing.assert_close(found, weight.float()[:, 0], atol=0, rtol=0, equal_nan=True)
 
 

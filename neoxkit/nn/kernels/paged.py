@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,10 @@ from neoxkit.native import ops as native
 from neoxkit.native.program import new as native_new
 from neoxkit.nn.kernels.flash import FLASH
 from neoxkit.nn.kernels.sight import Prepared, Setting
+
+NEAR = 256
+"""Code of our own attends to tokens one by one. Where a text gets several at once, that is fast up to this length: on
+their way through a longer one, torch's code reads its keys less often."""
 
 WASTE = 2
 """Texts are attended to in one batch when the longest has at most so many times the pages of the shortest."""
@@ -45,6 +50,25 @@ class Packing:
     def singles(self) -> int:
         """How many texts have one token."""
         return sum(count == 1 for count in self.counts)
+
+    @property
+    def near(self) -> int:
+        """How many texts come before the first that has several tokens and is longer than NEAR."""
+        far = (
+            n
+            for n, (count, length) in enumerate(zip(self.counts, self.lengths, strict=True))
+            if count > 1 and length > NEAR
+        )
+        return next(far, len(self.counts))
+
+    def one_by_one(self, texts: int) -> tuple[Tensor, Tensor]:
+        """The tokens of the first texts as if each were the last of a text: tables int64 [t, P], and lengths [t]."""
+        counts, lengths = self.counts[:texts], self.lengths[:texts]
+        if texts <= self.singles:
+            return self.tables[:texts], torch.tensor(lengths)
+        tables = self.tables[:texts].repeat_interleave(torch.tensor(counts), 0)
+        each = (range(length - count + 1, length + 1) for count, length in zip(counts, lengths, strict=True))
+        return tables, torch.tensor(list(chain.from_iterable(each)))
 
 
 class Singles(NamedTuple):
@@ -114,13 +138,13 @@ def _bring(pool: Tensor, pages: Tensor, rows: int) -> Tensor:
 
 
 class PagedNative(NamedTuple):
-    """Attention by code of our own for a CPU: single tokens read keys where they lie, others as Gathered does."""
+    """Attention by code of our own for a CPU: the first t tokens, each by itself, read keys where they lie."""
 
-    tables: Tensor  # int64 [N, P] of the texts with one token
-    lengths: Tensor  # int64 [N], likewise
+    tables: Tensor  # int64 [t, P]
+    lengths: Tensor  # int64 [t], of the texts up to these tokens
     window: int | None
     slopes: Tensor | None
-    rest: Gathered  # the other texts
+    rest: Gathered  # the other tokens
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As Gathered."""
@@ -180,14 +204,15 @@ def prepare_paged(
         before = -1 if window is None else window - 1
         return PagedFlash(begins, ends, lengths, packing.tables.int(), most, longest, before)
     grouped = None if slopes is None else slopes.view(1, kv_heads, -1, 1)
+    native_texts = packing.near if native.takes(dtype, setting.device) else 0
+    begin = native_texts or packing.singles
     chunks = []
-    first = alone = packing.singles
-    for text in range(alone, len(packing.counts)):
+    first = sum(packing.counts[:begin])
+    for text in range(begin, len(packing.counts)):
         chunks.append(_chunk_of(packing, text, first, window, slopes, dtype))
         first += packing.counts[text]
-    if alone and native.takes(dtype, setting.device):
-        lengths = torch.tensor(packing.lengths[:alone])
-        return PagedNative(packing.tables[:alone], lengths, window, slopes, Gathered([], chunks))
+    if native_texts:
+        return PagedNative(*packing.one_by_one(native_texts), window, slopes, Gathered([], chunks))
     singles = [_single_batch(packing, first, last, window, grouped, dtype) for first, last in batches(packing)]
     return Gathered(singles, chunks)
 

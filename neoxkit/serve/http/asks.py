@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from neoxkit.errors import ConfigError
 from neoxkit.serve.asking import Question
+from neoxkit.serve.chat import unended
 from neoxkit.serve.http.errors import ApiError
 from neoxkit.serve.http.schema import Asking, ChatBody, CompletionBody, Templated
 from neoxkit.serve.request import Request, Sampling
@@ -102,9 +103,10 @@ class Asker:
         messages = [_message(message, f"messages[{number}]") for number, message in enumerate(body.messages)]
         try:
             text = self.template.render(messages, add_generation_prompt=begin, **variables)
+            text = unended(text, messages) if continued else text
         except ConfigError as error:
             raise ApiError(str(error), param="messages", code="invalid_messages") from None
-        return self.text_ids(_unended(text, messages) if continued else text, special)
+        return self.text_ids(text, special)
 
     def _prompt(self, prompt: str | Sequence[int], body: CompletionBody) -> tuple[Ids, str]:
         """The tokens of a prompt, and its text."""
@@ -246,16 +248,3 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     if message.get("content") is None:
         raise ApiError(f"{where}.content is missing; give a text", param=f"{where}.content")
     return {name: value for name, value in message.items() if name not in EMPTY and value is not None}
-
-
-def _unended(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
-    """The text of a conversation up to where its last message ends, so that the answer goes on with it."""
-    content = messages[-1]["content"]
-    said = content if isinstance(content, str) else str(content[-1].get("text", ""))
-    for last in (said, said.rstrip(), said.strip()):  # templates may trim
-        if last.strip() and (found := text.rfind(last)) >= 0:
-            return text[: found + len(last)]
-    raise ApiError(
-        "the last message cannot be continued: the template does not write it as it is, or it is empty; change it",
-        param=f"messages[{len(messages) - 1}].content",
-    )
