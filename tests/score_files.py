@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def write(
             "model": "neoxkit",
             "model_args": None,
             "model_dtype": "fp32",
-            "model_sha": f"{abs(hash((name, step))):016x}"[:16],
+            "model_sha": f"{zlib.crc32(source.encode()):016x}",
             "limit": None,
             "neoxkit": {"source": source, "step": step, "tokens": None if step is None else step * 1000},
         },

@@ -88,11 +88,11 @@ def _bars(scores: Scores) -> list[Bars]:
 
 
 def extent(bars: Bars) -> tuple[float, float]:
-    """From where to where its axis goes: 0 is always on it, and 1 where the best score is above a half but no more."""
+    """From where to where its axis goes, in the metric's unit. 0 is always on it: bars begin there."""
     there = [score for _, scores in bars.groups for score in scores if score is not None]
-    ends = [score.value + sign * (score.error or 0.0) for score in there for sign in (-1, 1)]
-    low, high = min(0.0, *(score.value for score in there)), max(0.0, *ends)
-    return low, 1.0 if 0.5 < high <= 1.0 else high or 1.0
+    ends = [score.value + (score.error or 0.0) * (-1 if score.value < 0 else 1) for score in there]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    return (low, high) if low < high else (0.0, 1.0)
 
 
 def draw_bars(bars: Bars) -> str:

@@ -26,7 +26,7 @@ Asked = dict[tuple[str, str], tuple[str, dict[str, Any]]]
 """By document and filter: the document's digest, and the sample's values."""
 
 Pairs = tuple[list[float], list[float]]
-"""The first's and the second's values of each document, in the same order."""
+"""What each document adds to the first's and the second's score, in the same order; see `_parts`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class Difference:
 def compare(first: Score, second: Score, paired: Pairs | str) -> Difference:
     """The difference of two scores of the same metric on the same prompts.
 
-    `paired` has the values of each document, in the same order, or says why they are not known. Paired, the standard
-    error is that of the mean of the documents' differences; what makes a document hard for both models drops out of
-    it. Otherwise it is the root of the sum of the squares of both standard errors.
+    `paired` has what each document adds, in the same order, or says why it is not known. Paired, the standard error is
+    that of the mean of the documents' differences; what makes a document hard for both models drops out of it.
+    Otherwise it is the root of the sum of the squares of both standard errors.
     """
     value = second.value - first.value
     if isinstance(paired, str):
@@ -90,14 +90,14 @@ def read_samples(path: Path) -> Asked:
                 raise DataError(f"{path}:{number}: not a sample ({error})", REMEDY) from error
             if key in found:
                 raise DataError(f"{path}:{number}: document {key[0]} is there twice", REMEDY)
-            found[key] = " ".join(digests), {name: each for name, each in sample.items() if _is_number(each)}
+            found[key] = " ".join(digests), {name: each for name, each in sample.items() if _is_value(each)}
     return found
 
 
 def pair(first: Asked, second: Asked, metric: str, scores: tuple[Score, Score]) -> Pairs | str:
-    """The values of a metric for each document, first and second; or why they are not to be had.
+    """What each document adds to the scores, first and second; or why it is not to be had.
 
-    They are used only when their means are the scores: of a perplexity or an F1 they are not.
+    It is, when the documents are the same, and the scores follow from the documents' values: see `_parts`.
     """
     name, _, kept = metric.partition(",")
     chosen = [_values(asked, name, kept or "none") for asked in (first, second)]
@@ -105,23 +105,47 @@ def pair(first: Asked, second: Asked, metric: str, scores: tuple[Score, Score]) 
         return "other documents"
     if len(chosen[0]) < 2:
         return "no values of documents"
-    mine, theirs = ([values[key] for key in chosen[0]] for values in chosen)
-    for values, score in zip((mine, theirs), scores, strict=True):
-        if not math.isclose(fmean(values), score.value, rel_tol=1e-6, abs_tol=1e-9):
-            return "not a mean of documents"
-    return mine, theirs
+    mine, theirs = (
+        _parts([values[key] for key in chosen[0]], score.value) for values, score in zip(chosen, scores, strict=True)
+    )
+    return "not a mean of documents" if mine is None or theirs is None else (mine, theirs)
 
 
-def _values(asked: Asked, metric: str, kept: str) -> Mapping[tuple[str, str], float]:
+def _values(asked: Asked, metric: str, kept: str) -> Mapping[tuple[str, str], Any]:
     """By document and its digest."""
     return {
-        (document, told): float(values[metric])
+        (document, told): values[metric]
         for (document, chosen), (told, values) in asked.items()
         if chosen == kept and metric in values
     }
 
 
-def _is_number(value: object) -> bool:
+def _parts(values: Sequence[Any], score: float) -> list[float] | None:
+    """How far each document moves a score, to first order; None when it is no function of the documents' mean.
+
+    A value is a number, or a sum with its weight, as of texts: [log-likelihood, words]. With r the ratio of the sums
+    of both, the harness has as score r itself (accuracies), exp(-r) (perplexities) or -r / ln 2 (bits per byte). The
+    part of a document with x and w is the derivative there, times (x - r w) / mean(w): Cochran, Sampling Techniques,
+    section 6.4, on the error of a ratio.
+    """
+    pairs = [value if isinstance(value, list) else (value, 1.0) for value in values]
+    weight = fmean(each for _, each in pairs)
+    if weight <= 0:
+        return None
+    ratio = fmean(each for each, _ in pairs) / weight
+    forms = [(ratio, 1.0), (-ratio / math.log(2), -1 / math.log(2))]
+    if -ratio < 700:  # beyond it no float has its exponential
+        forms.append((math.exp(-ratio), -math.exp(-ratio)))
+    for form, slope in forms:
+        if math.isclose(form, score, rel_tol=1e-6, abs_tol=1e-9):
+            return [slope * (x - ratio * w) / weight for x, w in pairs]
+    return None
+
+
+def _is_value(value: object) -> bool:
+    """Whether it is a number, or a sum and its weight."""
+    if isinstance(value, list):
+        return len(value) == 2 and all(isinstance(each, (int, float)) and math.isfinite(each) for each in value)
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
