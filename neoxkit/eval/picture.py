@@ -29,11 +29,12 @@ def write(path: Path, charts: Sequence[Plot] | Sequence[Bars]) -> None:
     tall = max(_height(chart) for chart in charts)
     figure = Figure(figsize=(5.2 * across, tall * down), layout="constrained", dpi=144)
     axes = figure.subplots(down, across, squeeze=False)
-    for place, chart in zip(axes.flat, charts, strict=False):
+    places: list[Axes] = list(axes.flat)
+    for place, chart in zip(places, list[Plot | Bars](charts), strict=False):
         _bars(place, chart) if isinstance(chart, Bars) else _curves(place, chart)
         place.set_title(chart.title, fontsize=10)
         place.spines[["top", "right"]].set_visible(False)
-    for place in axes.flat[len(charts) :]:
+    for place in places[len(charts) :]:
         place.set_axis_off()
     aside = path.with_name(f".{path.name}.partial")
     try:
@@ -59,8 +60,8 @@ def _curves(axes: Axes, plot: Plot) -> None:
         mark = "" if series.style == "level" else "o"
         axes.plot(steps, values, line, marker=mark, markersize=3, color=_colour(place), label=series.name)
         if any(series.errors):
-            ends = [[v + sign * e for v, e in zip(values, series.errors, strict=True)] for sign in (-1, 1)]
-            axes.fill_between(steps, *ends, color=_colour(place), alpha=0.18, linewidth=0)
+            low, high = ([v + sign * e for v, e in zip(values, series.errors, strict=True)] for sign in (-1, 1))
+            axes.fill_between(steps, low, high, color=_colour(place), alpha=0.18, linewidth=0)
     axes.set_xlabel("trained tokens" if plot.across == "token" else plot.across, fontsize=9)
     axes.grid(axis="y", alpha=0.3)
     axes.tick_params(labelsize=8)

@@ -117,12 +117,15 @@ def _scores(metrics: Mapping[str, Any], higher: object) -> Iterator[tuple[str, S
         if not isinstance(value, (int, float)):
             continue
         error = metrics.get(f"{metric}_stderr,{kept}" if kept else f"{metric}_stderr")
-        known = isinstance(error, (int, float)) and math.isfinite(error)
         better = higher.get(metric) if isinstance(higher, dict) else None
         yield (
             metric if kept in ("", "none") else key,
-            Score(float(value), float(error) if known else None, better if isinstance(better, bool) else None),
+            Score(float(value), _finite(error), better if isinstance(better, bool) else None),
         )
+
+
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _text(value: object) -> str | None:

@@ -24,7 +24,7 @@ def score(values: list[float], higher: bool | None = True) -> Score:
 def drawn(seed: int, count: int = 60) -> tuple[list[float], list[float]]:
     chance = random.Random(seed)
     first = [chance.gauss(0, 1) for _ in range(count)]
-    return first, [value + chance.gauss(0.1, 0.3) for value in first]
+    return first, [value + chance.gauss(0.15, 0.3) for value in first]
 
 
 def test_by_hand() -> None:
@@ -55,12 +55,12 @@ def test_scipy_says_the_same() -> None:
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_of_equal_models_one_in_twenty_seems_different(paired: bool) -> None:
-    chance, different, times = random.Random(1), 0, 3000
+    chance, different, times = random.Random(1), 0, 1500
     for _ in range(times):
-        first, second = ([chance.gauss(0, 1) for _ in range(100)] for _ in range(2))
+        first, second = ([chance.gauss(0, 1) for _ in range(50)] for _ in range(2))
         found = compare(score(first), score(second), (first, second) if paired else "no samples")
         different += found.verdict != "within the error"
-    assert different / times == pytest.approx(0.05, abs=0.015)
+    assert different / times == pytest.approx(0.05, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ def test_two_models_are_compared(tmp_path: Path) -> None:
     head, arc, piqa, *notes = result.stdout.splitlines()
     assert head.split() == ["task", "metric", "n-shot", "a", "b", "difference", "error", "from", "b", "is"]
     # 20 of 50 differ by 1: their mean's error is the root of 0.4 * 0.6 / 49.
-    assert "0.4000 ± 0.0700  0.8000 ± 0.0571  +0.4000 ± 0.0700   50 pairs  better" in arc
-    assert "-0.4000 ± 0.0700   50 pairs  worse" in piqa
+    assert "0.4000 ± 0.0700  0.8000 ± 0.0571  +0.4000 ± 0.0700    50 pairs  better" in arc
+    assert "-0.4000 ± 0.0700    50 pairs  worse" in piqa
     assert notes == [
         "Differences are b minus a.",
         "A difference counts when it exceeds 1.96 of its standard errors (95%).",

@@ -33,14 +33,22 @@ GROUP = "group: both\ntask: [choose, say]\naggregate_metric_list: [{metric: acc,
 
 EVALUATE = """
 import random, sys
-from lm_eval.__main__ import cli_evaluate
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.tasks import TaskManager
 folder = sys.argv[1]
-for seed, more in ((0, []), (1, []), (2, ["--limit", "7"])):
+tasks = TaskManager(include_path=folder, include_defaults=False)  # the index of all its own takes long
+for seed, limit in ((0, None), (1, None), (2, 7)):
     random.seed(seed)
-    sys.argv = ["lm_eval", "--model", "dummy", "--model_args", f"pretrained=some/model{seed}", "--tasks", "both,foretell",
-                "--include_path", folder, "--output_path", f"{folder}/out", "--log_samples", *more]
-    cli_evaluate()
+    tracker = EvaluationTracker(f"{folder}/out")
+    found = simple_evaluate("dummy", f"pretrained=some/model{seed}", ["both", "foretell"], random_seed=seed,
+                            limit=limit, task_manager=tasks, evaluation_tracker=tracker)
+    samples = found.pop("samples")
+    tracker.save_results_aggregated(found, samples)
+    for task in found["configs"]:
+        tracker.save_results_samples(task, samples[task])
 """
+"""As its own command does it."""
 
 
 @pytest.fixture(scope="module")
