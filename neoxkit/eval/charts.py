@@ -10,7 +10,7 @@ from typing import NamedTuple
 from neoxkit.errors import ConfigError
 from neoxkit.eval.results import Score
 from neoxkit.eval.scores import Model, Row, Scores
-from neoxkit.eval.tables import metric_name, number, spell
+from neoxkit.eval.tables import metric_name, spell
 from neoxkit.train.plot import WIDTH, Axis, Plot, Series, short
 
 COLOURS = (
@@ -67,7 +67,7 @@ def _plot(scores: Scores, row: Row, tokens: bool) -> Plot:
     for label, value in alone if places else ():
         series.append(Series(label, [(min(places), value), (max(places), value)], "level"))
     title = f"{scores.name(row)}, {metric_name(scores, row)}"
-    return Plot(title, series, number, across="token" if tokens else "step")
+    return Plot(title, series, short, across="token" if tokens else "step")
 
 
 def _place(model: Model, tokens: bool) -> float:
@@ -157,5 +157,6 @@ def style() -> str:
         "path.line,path.level{stroke-width:2;stroke-linejoin:round}"
         f"{classes}path.c2.line,path.c4.line,path.c6.line,path.c8.line{{stroke-dasharray:9 3}}"
         "path.band{stroke:none;opacity:.18}svg .whisker{stroke:var(--ink);stroke-width:1.2}svg .task{fill:var(--soft)}"
-        "tbody th{color:var(--ink);text-align:left}.better{color:var(--good)}.worse{color:var(--bad)}"
+        "tbody th{color:var(--ink);text-align:left}th,td{overflow-wrap:normal;white-space:nowrap}"
+        "td:last-child{white-space:normal;min-width:14em}.better{color:var(--good)}.worse{color:var(--bad)}"
     )

@@ -53,7 +53,7 @@ figcaption span::before { content: ""; display: inline-block; width: 9px; height
 figcaption span::before { border-radius: 50%; background: var(--c1); }
 figcaption .k2::before { background: var(--c2); }
 output { margin-left: auto; color: var(--soft); font-variant-numeric: tabular-nums; }
-svg { display: block; width: 100%; height: auto; touch-action: pan-y; }
+svg { display: block; width: 100%; height: auto; overflow: visible; touch-action: pan-y; }
 svg text { fill: var(--faint); font-size: 12px; font-variant-numeric: tabular-nums; }
 svg path { fill: none; }
 .grid { stroke: var(--grid); }

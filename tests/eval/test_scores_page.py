@@ -113,9 +113,9 @@ def test_values_under_the_pointer(browser: WebDriver, steps: Path) -> None:
 
     look(browser, steps)
     figure, _ = browser.find_elements(By.TAG_NAME, "figure")
-    assert figure.find_element(By.TAG_NAME, "output").text == "0.8000, 0.8000"
+    assert figure.find_element(By.TAG_NAME, "output").text == "0.8, 0.8"
     ActionChains(browser).move_to_element(figure.find_element(By.TAG_NAME, "svg")).perform()
-    assert figure.find_element(By.TAG_NAME, "output").text == "step 200: 0.8000, 0.8000"
+    assert figure.find_element(By.TAG_NAME, "output").text == "step 200: 0.8, 0.8"
     assert [each.text for each in figure.find_elements(By.TAG_NAME, "span")] == ["x", "y"]
     assert wrong(browser) == []
 
