@@ -20,6 +20,9 @@ CONFIDENCE = 0.95
 QUANTILE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 """So many standard errors a difference has to exceed: 1.96."""
 
+LARGEST = 1e150
+"""Of a document's values: the squares of larger ones are no numbers."""
+
 REMEDY = "evaluate again, or remove the file"
 
 Asked = dict[tuple[str, str], tuple[str, dict[str, Any]]]
@@ -144,9 +147,8 @@ def _parts(values: Sequence[Any], score: float) -> list[float] | None:
 
 def _is_value(value: object) -> bool:
     """Whether it is a number, or a sum and its weight."""
-    if isinstance(value, list):
-        return len(value) == 2 and all(isinstance(each, (int, float)) and math.isfinite(each) for each in value)
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    each = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(isinstance(number, (int, float)) and abs(number) < LARGEST for number in each)
 
 
 def same_direction(scores: Sequence[Score]) -> bool | None:

@@ -14,6 +14,7 @@ from neoxkit.errors import CheckpointError, DataError
 from neoxkit.eval.settings import Settings, settings_of
 
 _STEP = re.compile(r"(?:step|checkpoint|global_step)[-_]?0*(\d+)")
+_LAST = 253_402_300_800  # the end of the year 9999, in seconds since 1970
 _NO_METRIC = {"name", "alias", "sample_len", "sample_count", "samples"}
 REMEDY = "name files that lm_eval or `neoxkit eval --tasks` wrote, or folders of them"
 
@@ -96,7 +97,7 @@ def read(path: Path) -> Result:
     name, step, tokens = _model(tree, config)
     return Result(
         path=path,
-        date=float(date) if isinstance(date, (int, float)) else 0.0,
+        date=date if isinstance(date, (int, float)) and 0 < date < _LAST else 0.0,
         name=name,
         step=step,
         tokens=tokens,
@@ -120,12 +121,20 @@ def _scores(metrics: Mapping[str, Any], higher: object) -> Iterator[tuple[str, S
         better = higher.get(metric) if isinstance(higher, dict) else None
         yield (
             metric if kept in ("", "none") else key,
-            Score(float(value), _finite(error), better if isinstance(better, bool) else None),
+            Score(_number(value), _finite(error), better if isinstance(better, bool) else None),
         )
 
 
+def _number(value: float) -> float:
+    """JSON may have whole numbers that no float can hold."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def _finite(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(_number(value)) else None
 
 
 def _text(value: object) -> str | None:
@@ -139,6 +148,7 @@ def _model(tree: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, int
     arguments = dict(given) if isinstance(given, dict) else dict(_arguments(given)) if isinstance(given, str) else {}
     if isinstance(ours, dict) and _text(ours.get("source")):
         name, step = _run(str(ours["source"]))
+        name = name if name.strip("./") else _text(tree.get("model_name")) or name
         step = ours["step"] if isinstance(ours.get("step"), int) else step
         return name, step, ours["tokens"] if isinstance(ours.get("tokens"), int) else None
     called = (tree.get("model_name"), arguments.get("pretrained"), arguments.get("model"), config.get("model"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def test_a_file_of_our_own(tmp_path: Path) -> None:
         ({"model": "neoxkit", "neoxkit": {"source": "s3://b/run/step-00000020", "step": 20}}, "s3://b/run", 20),
         ({"model": "neoxkit", "neoxkit": {"source": "run", "step": 20}}, "run", 20),
         ({"model": "neoxkit", "neoxkit": {"source": "folder", "step": None}}, "folder", None),
+        ({"model": "neoxkit", "neoxkit": {"source": ".", "step": 3}}, ".", 3),
     ],
 )
 def test_whose_results_they_are(tmp_path: Path, config: dict[str, Any], name: str, step: int | None) -> None:
@@ -79,6 +81,16 @@ def test_metrics_with_filters_and_without_errors(tmp_path: Path) -> None:
         },
         "old": {"acc": Score(0.5, 0.1, None)},
     }
+
+
+def test_numbers_beyond_reason(tmp_path: Path) -> None:
+    path = change(write(tmp_path, {"arc": [1, 0]}), date=10**400, results={"arc": {"acc,none": 10**400, "x,none": -1}})
+    found = read(path)
+    assert found.scores["arc"] == {"acc": Score(math.inf, None, True), "x": Score(-1.0, None, None)}
+    assert found.date == 0
+    text = path.read_text()
+    path.write_text(text.replace("-1", "-Infinity"))
+    assert read(path).scores["arc"]["x"].value == -math.inf
 
 
 def test_how_a_task_was_put(tmp_path: Path) -> None:
