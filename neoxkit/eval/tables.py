@@ -26,10 +26,12 @@ class Table(NamedTuple):
 
 
 def number(value: float) -> str:
-    """A value of a metric: four decimals, fewer for large ones."""
+    """A value of a metric: four decimals, fewer for large ones, and a power of ten for what is beyond reading."""
     if not isfinite(value):
         return "no number"
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"
+    if abs(value) < 1000:
+        return f"{value:.4f}"
+    return f"{value:,.1f}" if abs(value) < 1e7 else f"{value:.3e}"
 
 
 def spell(score: Score | None) -> str:
@@ -125,9 +127,8 @@ def settings_table(scores: Scores) -> Table:
 
 def notes(scores: Scores) -> Iterator[str]:
     """What one has to know to read the table, a sentence each."""
-    for task, ways in scores.variants.items():
-        if len(ways) > 1:
-            yield f"{task} was put in {len(ways)} ways, which are not compared with each other."
+    if several := [task for task, ways in scores.variants.items() if len(ways) > 1]:
+        yield f"Put in several ways, which are not compared with each other: {', '.join(several)}."
     if scores.unsure:
         yield f"Without samples (--log_samples) nobody knows whether prompts were the same: {', '.join(scores.unsure)}."
     compared = [told for told in (scores.comparison or {}).values() if isinstance(told, Difference)]

@@ -90,7 +90,7 @@ def test_what_was_put_in_another_way_is_not_compared(tmp_path: Path, changed: di
     names = [scores.name(row) for row in scores.rows]
     assert len(set(names)) == 2
     assert all(name.startswith("arc (") for name in names)
-    assert next(tables.notes(scores)) == "arc was put in 2 ways, which are not compared with each other."
+    assert next(tables.notes(scores)) == "Put in several ways, which are not compared with each other: arc."
     made = run(tmp_path, "--json")
     (first, _) = json.loads(made.stdout)["comparison"]
     assert (first["comparable"], first["difference"], first["verdict"]) == (False, None, None)
@@ -182,6 +182,12 @@ def test_lower_may_be_better(tmp_path: Path) -> None:
         write(tmp_path / name, {"wiki": values}, name, metric="bits_per_byte", higher=False)
     ((_, metric, *_, verdict),) = cells(gather(tmp_path))
     assert (metric, verdict) == ("bits_per_byte (lower is better)", "better")
+
+
+def test_numbers_are_written_to_be_read() -> None:
+    numbers = (0.5, -0.12345, 999.9, 1234.56, 9_999_999.0, 2.7e14, float("inf"))
+    said = ["0.5000", "-0.1235", "999.9000", "1,234.6", "9,999,999.0", "2.700e+14", "no number"]
+    assert [tables.number(value) for value in numbers] == said
 
 
 def test_of_many_comparisons_some_exceed_by_chance(tmp_path: Path) -> None:
