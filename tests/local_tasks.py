@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 BEGIN = """
 task: local_{name}
@@ -69,6 +72,26 @@ metric_list: [{metric: exact_match}]
 metadata: {version: 1.0}
 """,
 }
+
+
+def remember_index(patch: pytest.MonkeyPatch) -> None:
+    """Let the harness look through its own tasks once: it takes ten seconds."""
+    from lm_eval.tasks._index import TaskIndex
+
+    build = TaskIndex.build
+
+    def quick(paths: Sequence[Path]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for path in paths:
+            if path not in _INDICES or path.name != "tasks" or "lm_eval" not in path.parts:
+                _INDICES[path] = build([path])
+            found |= _INDICES[path]
+        return found
+
+    patch.setattr(TaskIndex, "build", staticmethod(quick))
+
+
+_INDICES: dict[Path, dict[str, Any]] = {}
 
 NAMES = [f"local_{name}" for name in SHAPES]
 

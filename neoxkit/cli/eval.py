@@ -129,11 +129,12 @@ def command(
     list_tasks: bool,
     **given: Any,
 ) -> None:
-    """Run benchmarks of lm-evaluation-harness, or measure bits per byte and perplexity on texts.
+    """Run benchmarks, or measure bits per byte on texts.
 
     SOURCE is a checkpoint, a run's folder (its newest checkpoint) or anything that `neoxkit import`
-    takes. Results are printed as a table, and written in the harness's own format. For perplexity,
-    each file is a text of its own, foretold from the token that ends documents.
+    takes. Benchmarks are those of lm-evaluation-harness; results are printed as a table, and written
+    in its own format. For perplexity, each file is a text of its own, foretold from the token that
+    ends documents.
     """
     if list_tasks:
         print_tasks(given["include_path"])

@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
-from local_tasks import NAMES, write_tasks
+from local_tasks import NAMES, remember_index, write_tasks
 from refusal import run
 from served import make_model
 
+from neoxkit import lm_eval
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.eval import desk
+from neoxkit.eval.harness import NeoxkitLM
 
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
@@ -24,6 +27,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with tasks, a model of transformers and a checkpoint."""
     monkeypatch.chdir(tmp_path)
+    remember_index(monkeypatch)
     write_tasks(tmp_path / "tasks")
     make_model(tmp_path / "hf")
     assert run("import hf checkpoint --tp 2").exit_code == 0
@@ -144,22 +148,37 @@ def test_refusals(world: Path, arguments: str, said: str) -> None:
     assert not Path("out").exists()
 
 
-def test_the_harness_own_command_line(world: Path) -> None:
+def test_the_harness_own_command_line(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     mine = json.loads(run(f"eval checkpoint {ALL} --json").stdout)
-    command = [
-        sys.executable, "-m", "neoxkit.lm_eval", "--model", "neoxkit",
-        "--model_args", "checkpoint=checkpoint,dtype=float32", "--tasks", ",".join(NAMES),
-        "--include_path", "tasks", "--device", "cpu", "--batch_size", "4",
-        "--output_path", "out", "--log_samples", "--use_cache", "cache/db",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def stock(arguments: str) -> None:
+        options = f"--include_path tasks --device cpu --batch_size 4 --tasks {','.join(NAMES)}"
+        monkeypatch.setattr(sys, "argv", ["lm_eval", "--model", "neoxkit", *options.split(), *arguments.split()])
+        lm_eval.main()
+
     for _ in range(2):  # the second finds all answers in the harness's own cache
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert "Cached requests: 10, Requests remaining: 0" in done.stderr
+        stock("--model_args checkpoint=checkpoint,dtype=float32 --output_path out --log_samples --use_cache cache/db")
+        monkeypatch.setattr(desk.Desk, "take", lambda *each: pytest.fail("it was answered already"))
+    assert len(results(Path("out"))) == 2
     for found in results(Path("out")):
         assert metrics(found) == metrics(mine)
-    wrong = [*command[:6], "checkpoint=nowhere", *command[7:]]
-    bad = subprocess.run(wrong, capture_output=True, text=True, timeout=120, env=environment)
-    assert bad.returncode == 2
-    assert bad.stderr.splitlines()[-1].startswith("error: nowhere: no such file or folder")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        stock("--model_args checkpoint=nowhere")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: nowhere: no such file or folder")
+
+
+def test_it_is_a_program() -> None:
+    command = [sys.executable, "-m", "neoxkit.lm_eval", "run", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "--model_args" in done.stdout
+
+
+def test_the_next_release_of_the_harness_finds_it() -> None:
+    (found,) = [each for each in entry_points(group="lm_eval.models") if each.name == lm_eval.MODEL]
+    assert found.value == lm_eval.TARGET
+    assert issubclass(found.load(), NeoxkitLM)

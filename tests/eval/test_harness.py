@@ -164,6 +164,18 @@ def test_too_much_loses_its_beginning(lm: NeoxkitLM, model: Path, capsys: pytest
     assert lm._loglikelihood_tokens(exact)[0][0] == pytest.approx(his._loglikelihood_tokens(exact)[0][0], abs=1e-3)
 
 
+def test_rows_of_the_same_tokens_are_scored_each_by_itself(lm: NeoxkitLM, model: Path) -> None:
+    """HFLM 0.4.13 gives the second, beside the first, the scores of tokens at the beginning of the row."""
+    from lm_eval.models.huggingface import HFLM
+
+    his = HFLM(pretrained=str(model), dtype="float32", device="cpu")
+    row = [5, 6, 7, 8] * 10
+    asks = [(None, row[:1], [*row[1:], 9]), (None, row[:30], [*row[30:], 10])]
+    together = [each[0] for each in lm._loglikelihood_tokens(asks)]
+    alone = [his._loglikelihood_tokens([ask])[0][0] for ask in asks]
+    assert together == pytest.approx(alone, abs=1e-3)
+
+
 def test_what_is_repeated_is_drawn_anew(lm: NeoxkitLM) -> None:
     from lm_eval.api.instance import Instance
 
