@@ -139,6 +139,7 @@ class Answers(BaseHTTPRequestHandler):
     """The protocol."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for the client's word that its head has come
     hub: Hub
 
     def do_GET(self) -> None:
@@ -267,27 +268,18 @@ class Answers(BaseHTTPRequestHandler):
     def refs(self, repo: str) -> None:
         found = self.hub.repos[repo]
         branches = [
-            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": each[-1]}
-            for name, each in found.branches.items()
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commits[-1]}
+            for name, commits in found.branches.items()
         ]
         tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": each} for name, each in found.tags.items()]
         self.reply(200, {"branches": branches, "tags": tags, "converts": []})
 
     def commits(self, repo: str, revision: str) -> None:
-        found = self.hub.repos[repo]
-        self.reply(
-            200,
-            [
-                {
-                    "id": oid,
-                    "title": found.messages[oid],
-                    "message": "",
-                    "date": "2026-01-01T00:00:00.000Z",
-                    "authors": [],
-                }
-                for oid in reversed(found.branches[revision])
-            ],
-        )
+        found, answers = self.hub.repos[repo], []
+        for oid in reversed(found.branches[revision]):
+            about = {"id": oid, "title": found.messages[oid], "message": "", "authors": []}
+            answers.append({**about, "date": "2026-01-01T00:00:00.000Z"})
+        self.reply(200, answers)
 
     def branch(self, repo: str, revision: str) -> None:
         found = self.hub.repos[repo]
@@ -395,10 +387,8 @@ class Answers(BaseHTTPRequestHandler):
         if oid in self.hub.objects:
             data = self.hub.objects[oid]
             return File(data, len(data), oid)
-        everything = (
-            file for repo in self.hub.repos.values() for files in repo.commits.values() for file in files.values()
-        )
-        held = next((file for file in everything if file.sha256 == oid), None)
+        trees = [files for repo in self.hub.repos.values() for files in repo.commits.values()]
+        held = next((file for files in trees for file in files.values() if file.sha256 == oid), None)
         if held is None and self.hub.xet is not None and size is not None:
             return File(None, size, oid)
         return held

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
               help="SRC is a run: each of its checkpoints becomes the branch stepN, the newest main too.")  # fmt: skip
 @options.dtype("Convert the weights; as they are when left out.")
 @click.option("--max-shard-size", default="5GB", show_default=True, metavar="SIZE",
-              help="Of a weight file: 500MB, 5GB. One at a time is on the disk.")  # fmt: skip
+              help="Of a weight file: 500MB, 5GB. Two at a time are on the disk.")  # fmt: skip
 @click.option("--license", "licence", metavar="ID", help="For the card: apache-2.0, mit, or another id of the Hub.")
 @click.option("--dataset", "data", metavar="ID", multiple=True,
               help="For the card: a data set of the Hub it learned from; may be given several times.")  # fmt: skip

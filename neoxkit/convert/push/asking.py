@@ -52,10 +52,8 @@ def asked(where: str, question: Callable[[], T], passes: tuple[type[Exception], 
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises. Its HTTP library changes; the errors of it are found by what theirs are based on."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return OSError, RuntimeError, ValueError, cast(type[Exception], HfHubHTTPError.__mro__[1])
+    """What huggingface_hub raises."""
+    return OSError, ValueError, *_broken()
 
 
 def _cause(error: Exception) -> Exception:
@@ -79,11 +77,16 @@ def _passing(error: Exception) -> bool:
 
     if (status := status_of(error)) is not None:
         return status in _BUSY
-    if isinstance(error, (OfflineModeIsEnabled, LocalTokenNotFoundError, PermissionError, ValueError)):
+    if isinstance(error, (OfflineModeIsEnabled, LocalTokenNotFoundError)):
         return False
-    if isinstance(error, OSError):
-        return isinstance(error, (ConnectionError, TimeoutError))
-    return True
+    return isinstance(error, (ConnectionError, TimeoutError, *_broken()))
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    """How connections break besides: as the HTTP library says it, and as hf_xet does, whose errors have no kind."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return RuntimeError, cast(type[Exception], HfHubHTTPError.__mro__[1])
 
 
 def _wait(where: str, error: Exception, seconds: float) -> None:
@@ -102,7 +105,7 @@ def _wait(where: str, error: Exception, seconds: float) -> None:
 
 
 def refusal(where: str, error: Exception) -> Exception:
-    """What an error of huggingface_hub means, and what to do; an error of the disk as it is."""
+    """What an error of huggingface_hub means, and what to do; an error of the disk, or of ours, as it is."""
     from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
     if isinstance(error, OfflineModeIsEnabled):
@@ -125,9 +128,9 @@ def refusal(where: str, error: Exception) -> Exception:
         return CheckpointError(f"{where}: the Hub answers {status}", LATER)
     if isinstance(error, ValueError):
         return CheckpointError(f"{where}: {first_line(error)}", "correct what it names")
-    if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)) and error.errno:
-        return error
-    return CheckpointError(f"{where}: the Hub cannot be reached: {first_line(error)}", LATER)
+    if _passing(error):
+        return CheckpointError(f"{where}: the Hub cannot be reached: {first_line(error)}", LATER)
+    return error
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from neoxkit.convert.hub import Named, shown
 from neoxkit.convert.model_card import CARD
 from neoxkit.convert.push.content import Content
 from neoxkit.convert.push.repository import MAIN, Held, Repository
-from neoxkit.convert.push.results import Results, check_model, include, measured
+from neoxkit.convert.push.results import Results, check, include, measured
 from neoxkit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -35,22 +35,24 @@ def written(content: Content, theirs: bytes | None, held: Held, said: Said, name
     and the like stay; results too, if only the form is another. Where it holds none, ours comes after
     their text. Raises CheckpointError when theirs cannot be read.
     """
-    card, known = _parsed(content.card, name), held.origin or {}
+    card, known, model = _parsed(content.card, name), held.origin or {}, name.rpartition("/")[2]
     if theirs is not None and theirs.strip():
         old = _parsed(theirs, name)
         alike = known.get("model") == content.origin["model"]
         if alike and known.get("form") == content.origin["form"]:
+            if said == Said():
+                return theirs  # to the last comment
             card = old
         else:
             _keep(card.data, old.data)
-            include(card, old.data.eval_results or () if alike else (), name)
+            include(card, old.data.eval_results or () if alike else (), model)
             if old.text.strip() and not is_model(held):
                 card.text = f"{old.text.rstrip()}\n{card.text}"
     if said.licence:
         card.data.license = said.licence
     if said.data:
         card.data.datasets = list(said.data)
-    include(card, measured(said.results), name.rpartition("/")[2])
+    include(card, measured(said.results), model)
     return str(card).encode()
 
 
@@ -99,14 +101,14 @@ def add_results(repo: str, results: Sequence[Results], revision: str | None = No
         held = repository.look()
         if held.head is None:
             raise CheckpointError(f"{repository}: no such repository or revision, or a private one", "check the name")
-        check_model(results, str(held.origin["model"]) if held.origin and "model" in held.origin else None)
+        check(results, str(held.origin["model"]) if held.origin and "model" in held.origin else None)
         before = repository.read(CARD, held.head) if CARD in held.sizes else b"---\nlibrary_name: transformers\n---\n"
         card = _parsed(before, str(repository))
         include(card, new, repo.rpartition("/")[2])
         text = str(card).encode()
         repository.validate(text)
         try:
-            commit = repository.publish(held.head, [repository.send(CARD, text)], (), "Add results of evaluations")
+            commit = repository.publish(held.head, repository.send({CARD: text}), (), "Add results of evaluations")
         except CheckpointError:
             if last or repository.look().head == held.head:
                 raise

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
@@ -27,15 +27,13 @@ from neoxkit.convert.copy import copy
 from neoxkit.convert.hf_sink import ORIGIN, Joining, Slot, described, plan_shards
 from neoxkit.convert.hub import Named
 from neoxkit.convert.model_card import HUB_SOURCE, checkpoint_card, model_card
+from neoxkit.convert.push.ahead import AT_A_TIME, Ahead
 from neoxkit.convert.tokenizer import exported_files, generation_differences, pretty
 from neoxkit.convert.transfer import fitted, origin_of
 from neoxkit.data.tokenizer import FILE
 from neoxkit.errors import CheckpointError
 from neoxkit.families.schema import Family
 from neoxkit.spec import Box
-
-HandOn = Callable[[str, Path], None]
-"""What is done with each weight file, by its name and where it lies for the moment."""
 
 NATIVE = "neoxkit"
 """How a checkpoint is called that is published as it is."""
@@ -63,8 +61,8 @@ class Content(Protocol):
     def cautions(self) -> list[str]:
         """What whoever publishes it should know, in words."""
 
-    def weights(self, hand_on: HandOn) -> None:
-        """Make the weight files, one after the other; each may be gone once it is handed on."""
+    def weights(self) -> Generator[tuple[str, Path], None, None]:
+        """Make the weight files: the name of each, and where it lies until the next is asked for."""
 
 
 class Exported:
@@ -87,18 +85,26 @@ class Exported:
         config, tokenizer = self._checkpoint.config, self._checkpoint.tokenizer
         return [*filter(None, [self._family.caution(config)]), *generation_differences(tokenizer, config)]
 
-    def weights(self, hand_on: HandOn) -> None:
+    def weights(self) -> Generator[tuple[str, Path], None, None]:
         """Make the weight files. See Content. Raises as Checkpoint.stream does, and for a full disk."""
-        with temporary(max(self.sizes.values())) as folder:
-            sink = _Passing(self._family, self._source, self._shards, folder, hand_on)
-            try:
-                copy(self._source, sink, sink.names())
-            finally:
-                sink.close()
+        largest = sorted(self.sizes.values())[-AT_A_TIME:]
+        with temporary(sum(largest)) as folder:
+
+            def export(ahead: Ahead) -> None:
+                sink = _Passing(self._family, self._source, self._shards, folder, ahead)
+                try:
+                    copy(self._source, sink, sink.names())
+                finally:
+                    sink.close()
+
+            with closing(iter(Ahead(export))) as names:
+                for name in names:
+                    yield name, folder / name
+                    (folder / name).unlink()
 
 
 class _Passing(Joining):
-    """Hands each weight file on as soon as it is whole, and then removes it."""
+    """Hands each weight file on as soon as it is whole."""
 
     def __init__(
         self,
@@ -106,17 +112,19 @@ class _Passing(Joining):
         source: Source,
         shards: Mapping[str, Mapping[str, Slot]],
         folder: Path,
-        hand_on: HandOn,
+        ahead: Ahead,
     ) -> None:
         super().__init__(family, source, shards)
-        self._shards, self._folder, self._hand_on = shards, folder, hand_on
+        self._shards, self._folder, self._ahead = shards, folder, ahead
         self._missing = {name: sum(slot.bytes for slot in shard.values()) for name, shard in shards.items()}
         self._outputs: dict[str, OutputFile] = {}
         self._threads = ThreadPoolExecutor(3)
 
     def _put(self, key: str, box: Box, value: Tensor) -> None:
         name = self._file_of[key]
+        self._ahead.check()
         if name not in self._outputs:
+            self._ahead.begin()
             tensors = {each: (slot.dtype, slot.shape) for each, slot in self._shards[name].items()}
             self._outputs[name] = OutputFile(self._folder / name, tensors, ITEM_BYTES, {"format": "pt"})
         output = self._outputs[name]
@@ -126,8 +134,7 @@ class _Passing(Joining):
             assert not output.incomplete(), f"{name}: {output.incomplete()[0]} was not written whole"
             output.finish(self._threads)
             del self._outputs[name]
-            self._hand_on(name, self._folder / name)
-            (self._folder / name).unlink()
+            self._ahead.hand_on(name)
 
     def close(self) -> None:
         """Give up what is not whole."""
@@ -158,8 +165,8 @@ class AsItIs:
             return []
         return ["the checkpoint is published as it is: run.yaml and manifest.json name the folders of this machine"]
 
-    def weights(self, hand_on: HandOn) -> None:
-        """Hand on the files where they lie; those of a store by way of a temporary one. See Content.
+    def weights(self) -> Generator[tuple[str, Path], None, None]:
+        """The files where they lie; those of a store by way of a temporary one. See Content.
 
         Raises CheckpointError when a file is not what the manifest says.
         """
@@ -169,13 +176,13 @@ class AsItIs:
             if not isinstance(path, StorePath):
                 for name, entry in self._large.items():
                     _check(path / name, entry, None)
-                    hand_on(name, path / name)
+                    yield name, path / name
                 return
             with temporary(max(self.sizes.values())) as folder:
                 for name, entry in self._large.items():
                     with disk(folder, entry.bytes):
                         _check(path / name, entry, folder / "file")
-                    hand_on(name, folder / "file")
+                    yield name, folder / "file"
         finally:
             if held is not None:
                 os.close(held)
@@ -217,9 +224,10 @@ def temporary(need: int) -> Iterator[Path]:
             f"{parent}: a weight file needs {need} bytes for a while, and the disk has {free} free",
             "set TMPDIR to a folder with more room, or choose a smaller --max-shard-size",
         )
-    attempt = Attempt(parent / "neoxkit-push", lambda folder: None)
+    attempt = Attempt(parent / "neoxkit-push", lambda folder: None, force=True)
     attempt.make(need)
     try:
+        attempt.path.chmod(0o700)  # others use this place too
         yield attempt.path
     finally:
         attempt.abort()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from neoxkit import __version__
@@ -16,8 +17,8 @@ from neoxkit.convert.hub import Named
 from neoxkit.convert.model_card import CARD
 from neoxkit.convert.push.card import Said, is_model, no_token, written
 from neoxkit.convert.push.content import NATIVE, AsItIs, Content, Exported
-from neoxkit.convert.push.repository import Held, Repository, Sent
-from neoxkit.convert.push.results import check_model
+from neoxkit.convert.push.repository import Held, Repository, Sent, blob_id
+from neoxkit.convert.push.results import check
 from neoxkit.convert.transfer import MOST_SHARD, choose_family
 from neoxkit.data.tokenizer import NAMES
 from neoxkit.errors import CheckpointError
@@ -90,7 +91,7 @@ def contents(checkpoint: Checkpoint, target: Named, order: Order) -> Content:
 def look(checkpoint: Checkpoint, target: Named, order: Order, known: Collection[str] = ()) -> Published:
     """What `publish` would do: the same checks, and nothing is written. Raises as it does."""
     content, repository = contents(checkpoint, target, order), Repository(target)
-    check_model(order.said.results, checkpoint.fingerprint)
+    check(order.said.results, checkpoint.fingerprint)
     held = repository.look()
     _check(repository, held, content, order, known)
     return Published(target, content, held, repository.url)
@@ -119,21 +120,19 @@ def publish(
     theirs = repository.read(CARD, held.head) if CARD in held.sizes else None
     card = written(content, theirs, held, order.said, target.name)
     repository.validate(card)
-    small = [repository.send(name, data) for name, data in content.small.items()]
+    small = repository.send(_changed(content.small, held)) if _changed(content.small, held) else []
     weights: list[Sent] = []
     if beside is not None:
         weights = [repository.copied(name, *beside) for name in content.sizes]
     elif _is_there(held, content):
         note(f"{repository}: its weights are there already")
     else:
-
-        def hand_on(name: str, path: Path) -> None:
-            told = f"push {repository}: {name} ({len(weights) + 1} of {len(content.sizes)})"
-            weights.append(repository.send(name, path, told))
-
-        content.weights(hand_on)
+        with closing(content.weights()) as made:
+            for name, path in made:
+                told = f"push {repository}: {name} ({len(weights) + 1} of {len(content.sizes)})"
+                weights += repository.send({name: path}, told)
     message = f"Model {content.origin['model']} of step {content.origin['step']:,}, by neoxkit {__version__}"
-    files = [*weights, *small, repository.send(CARD, card)]
+    files = [*weights, *small, *repository.send({CARD: card})]
     commit = repository.publish(held.head, files, _gone(held, content), message)
     return Published(target, content, found.held, f"{repository.url}/tree/{repository.revision}", commit)
 
@@ -166,6 +165,15 @@ def _is_there(held: Held, content: Content) -> bool:
     if held.origin is None or any(held.origin.get(key) != content.origin[key] for key in ("model", "form", "files")):
         return False
     return all(held.sizes.get(name) == size for name, size in content.sizes.items())
+
+
+def _changed(files: Mapping[str, bytes], held: Held) -> dict[str, bytes]:
+    """The files that a revision has not, or with other contents."""
+    return {
+        name: data
+        for name, data in files.items()
+        if held.sums.get(name) not in (blob_id(data), hashlib.sha256(data).hexdigest())
+    }
 
 
 def _gone(held: Held, content: Content) -> list[str]:

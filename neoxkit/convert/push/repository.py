@@ -19,7 +19,7 @@ from typing import Any
 from neoxkit.convert.hf_sink import ORIGIN
 from neoxkit.convert.hub import PATIENCE, Named, shown
 from neoxkit.convert.push.asking import LATER, asked, telling
-from neoxkit.errors import CheckpointError
+from neoxkit.errors import CheckpointError, NeoxkitError
 from neoxkit.log import warn
 
 MAIN = "main"
@@ -113,7 +113,10 @@ class Repository:
             asked(str(self), lambda: self._api.create_repo(self.name, private=private or None, exist_ok=True))
             held = self.look()
             if held.private is None:
-                raise CheckpointError(f"{self.name}: the Hub has not made the repository", LATER)
+                raise CheckpointError(
+                    f"{self.name}: there is such a repository, and the token may not see it",
+                    "log in with one that may, or choose another name",
+                )
         if private and not held.private:
             raise CheckpointError(
                 f"{self.name} is there, and public", "make it private on its page, or leave --private out"
@@ -143,34 +146,44 @@ class Repository:
         """Let the Hub look at a card's metadata. Raises CheckpointError with what it has against it."""
         from huggingface_hub import ModelCard
 
-        asked(f"{self}: README.md", lambda: ModelCard(card.decode()).validate())
+        try:
+            asked(str(self), lambda: ModelCard(card.decode()).validate(), (ValueError,))
+        except NeoxkitError:
+            raise
+        except ValueError as error:
+            said = "; ".join(re.findall(r'"message":\s*"((?:[^"\\]|\\.)*)"', str(error))) or str(error)
+            said = said.replace('\\"', '"')
+            raise CheckpointError(f"{self}: the Hub refuses the card: {said}", "correct what it names") from error
 
-    def send(self, name: str, content: Path | bytes, told: str | None = None) -> Sent:
-        """Send a file's bytes, if the Hub has them not yet; returns what names it in a commit.
+    def send(self, files: Mapping[str, Path | bytes], told: str | None = None) -> list[Sent]:
+        """Send the bytes of files, if the Hub has them not yet; returns what names each in a commit.
 
-        The file may be removed then. `told` is what progress is shown as. Raises CheckpointError as
-        `asked` does, and when the repository's .gitignore would keep the file out.
+        They may be removed then. `told` is what progress is shown as. Raises CheckpointError as `asked`
+        does, and when the repository's .gitignore would keep a file out.
         """
         from huggingface_hub import CommitOperationAdd
 
-        operation = CommitOperationAdd(name, content)
-
-        def upload() -> None:
-            self._api.preupload_lfs_files(
-                self.name, [operation], revision=self.revision, free_memory=isinstance(content, Path)
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        where = f"{self}: {operations[0].path_in_repo}" if len(operations) == 1 else str(self)
+        with shown(told, sum(each.upload_info.size for each in operations)), telling(where):
+            asked(
+                where,
+                lambda: self._api.preupload_lfs_files(self.name, operations, revision=self.revision, free_memory=False),
             )
+        return [self._sent(each, files[each.path_in_repo]) for each in operations]
 
-        where = f"{self}: {name}"
-        with shown(told, operation.upload_info.size), telling(where):
-            asked(where, upload)
+    def _sent(self, operation: Any, content: Path | bytes) -> Sent:
+        from huggingface_hub import CommitOperationAdd
+
+        name = operation.path_in_repo
         if operation._should_ignore:
             raise CheckpointError(f"{self}: its .gitignore keeps {name} out", "remove the line from it")
         if operation._is_uploaded:
-            return Sent(operation, operation.upload_info.sha256.hex())
+            found = Sent(operation, operation.upload_info.sha256.hex())
+            operation.path_or_fileobj = b""  # it is sent, and may be removed
+            return found
         data = content if isinstance(content, bytes) else content.read_bytes()  # the Hub wants it in the commit itself
-        if isinstance(content, Path):
-            operation = CommitOperationAdd(name, data)
-        return Sent(operation, hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest())
+        return Sent(operation if isinstance(content, bytes) else CommitOperationAdd(name, data), blob_id(data))
 
     def copied(self, name: str, revision: str, held: Held) -> Sent:
         """A file that another revision, which holds `held`, has already."""
@@ -207,3 +220,8 @@ class Repository:
         for each in said:
             warn(f"{self}: {' '.join(str(each.message).split())}")
         return oid
+
+
+def blob_id(data: bytes) -> str:
+    """Git's id of a file, by which the Hub tells of small ones."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

@@ -28,8 +28,9 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _TABLE = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
 
 
-def check_model(files: Iterable[Results], fingerprint: str | None) -> None:
-    """Raise DataError when a results file is of another model, by the fingerprint that it states."""
+def check(files: Sequence[Results], fingerprint: str | None) -> None:
+    """Raise DataError for what is no results file, and for one of another model, by the fingerprint that it states."""
+    measured(files)
     for each in files:
         config = each.get("config")
         stated = str(config.get("model_sha")) if isinstance(config, Mapping) else ""

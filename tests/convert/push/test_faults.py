@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from neoxkit.convert.push import asking
 from neoxkit.convert.push.repository import Repository
 
 REPO = "me/tiny"
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
 SHARDS = ("--max-shard-size", "10KB")
 COMMIT = f"POST /api/models/{REPO}/commit/main"
 
@@ -33,6 +35,12 @@ def sound(hub: Hub, neoxkit, model: Path, tmp_path: Path) -> None:
     assert Checkpoint.open(tmp_path / "back").fingerprint == Checkpoint.open(model).fingerprint
 
 
+def said(fault: Fault) -> str:
+    """A fault in short."""
+    what = "late" if fault.late else fault.status or "cut"
+    return "-".join(map(str, [*re.findall(r"\w+", fault.matches), what, fault.times, *fault.headers]))
+
+
 FAULTS = [
     Fault("PUT /lfs/"),
     Fault("PUT /lfs/", 3),
@@ -41,7 +49,8 @@ FAULTS = [
     Fault("POST .*/batch", 1, 503),
     Fault("POST .*/verify", 1, 500),
     Fault("POST .*/preupload/", 1, 429, {"Retry-After": "30"}),
-    Fault("POST .*/preupload/", 1, 429, {"RateLimit": '"api";r=0;t=55', "RateLimit-Policy": '"fixed window";"api";q=5;w=300'}),
+    Fault("POST .*/preupload/", 1, 429, {"RateLimit": '"api";r=0;t=55'}),
+    Fault(COMMIT, 1, 429, {"RateLimit": '"api";r=0;t=55'}),
     Fault("POST /api/repos/create", 2),
     Fault("POST /api/repos/create", 1, late=True),
     Fault("POST /api/validate-yaml", 1, 502),
@@ -53,7 +62,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=str)
+@pytest.mark.parametrize("fault", FAULTS, ids=said)
 def test_what_passes_is_waited_for(
     fault: Fault, hub: Hub, neoxkit, model: Path, tmp_path: Path, waits: list[float]
 ) -> None:
@@ -101,7 +110,7 @@ def test_a_commit_between_the_look_and_ours(hub: Hub, neoxkit, model: Path, monk
     send = Repository.send
 
     def meanwhile(self: Repository, *about):
-        if about[0] == "config.json":
+        if "config.json" in about[0]:
             by_another(hub)
         return send(self, *about)
 
@@ -111,7 +120,9 @@ def test_a_commit_between_the_look_and_ours(hub: Hub, neoxkit, model: Path, monk
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault("PUT /lfs/", 99), Fault("PUT /lfs/", 99, 500), Fault(COMMIT, 99, 503), Fault("preupload", 99, 429)]
+    "fault",
+    [Fault("PUT /lfs/", 99), Fault("PUT /lfs/", 99, 500), Fault(COMMIT, 99, 503), Fault("preupload", 99, 429)],
+    ids=said,
 )
 def test_what_does_not_pass_is_one_line_and_the_next_attempt_goes_on(
     fault: Fault, hub: Hub, neoxkit, model: Path, tmp_path: Path, temporary: Path, waits: list[float]
@@ -142,7 +153,7 @@ def test_an_interrupted_push_goes_on(
     send = Repository.send
 
     def interrupted(self: Repository, *about):
-        if about[0].startswith("model-00003"):
+        if next(iter(about[0])).startswith("model-00003"):
             raise KeyboardInterrupt
         return send(self, *about)
 
@@ -154,8 +165,9 @@ def test_an_interrupted_push_goes_on(
     assert not list(temporary.iterdir())
     assert set(hub.files(REPO)) == {".gitattributes"}
     sent = len(hub.sent)
+    assert sent > 2
     fine(neoxkit("push", model, REPO, *SHARDS))
-    assert len(hub.sent) == sent + 1
+    assert sent < len(hub.sent) == len(hub.objects), "each object is sent once"
     sound(hub, neoxkit, model, tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.convert.push.repository import Repository
 
 REPO = "me/tiny"
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
 
 
 @pytest.fixture
@@ -52,10 +54,10 @@ def test_what_is_pushed_comes_back(hub: Hub, neoxkit, model: Path, tmp_path: Pat
     assert fine(done) == f"{REPO}@main: model {fingerprint(model)}, {hub.url}/{REPO}/tree/main\n"
     names = set(hub.files(REPO))
     weights = {name for name in names if name.endswith(".safetensors")}
-    assert len(weights) == 3
+    assert len(weights) > 2
     assert names == weights | {
         ".gitattributes", "README.md", "config.json", "generation_config.json", "model.safetensors.index.json",
-        "neoxkit.json", "tokenizer.json", "tokenizer_config.json",
+        "neoxkit.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert commits(hub) == 1, "everything is named in one commit"
     asked = [each for each in hub.asked if each.startswith("PUT ") or "/commit/" in each]
@@ -84,19 +86,23 @@ def test_the_weights_are_those_of_an_export(hub: Hub, neoxkit, model: Path, tmp_
             assert (file.data if file.sha256 is None else hub.objects[file.sha256]) == path.read_bytes(), path.name
 
 
-def test_one_weight_file_at_a_time_is_on_the_disk(
+def test_two_weight_files_at_a_time_are_on_the_disk(
     hub: Hub, neoxkit, model: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One that is sent, and one that is made meanwhile."""
     seen, send = [], Repository.send
 
     def watched(self: Repository, *about):
-        seen.append(len([path for path in temporary.rglob("*") if path.suffix == ".safetensors"]))
+        if next(iter(about[0])).endswith(".safetensors"):
+            time.sleep(0.05)  # time enough to make all of them
+            seen.append(len([path for path in temporary.rglob("*") if path.suffix == ".safetensors"]))
         return send(self, *about)
 
     monkeypatch.setattr(Repository, "send", watched)
     fine(neoxkit("push", model, REPO, "--max-shard-size", "5KB"))
-    assert seen.count(1) > 3
-    assert max(seen) == 1
+    assert len(seen) > 4
+    assert set(seen) <= {1, 2}
+    assert 2 in seen
     assert not list(temporary.iterdir())
 
 
@@ -181,7 +187,9 @@ def test_every_step_of_a_run(hub: Hub, neoxkit, save, tensors: dict[str, Tensor]
 def test_main_moves_on_only_from_a_step_that_is_kept(hub: Hub, neoxkit, model: Path, other: Path) -> None:
     fine(neoxkit("push", other, REPO))
     run = model.parent
-    refused(neoxkit("push", run, REPO, "--every-step"), f"{REPO}@main holds the model {fingerprint(other)}")
+    done = neoxkit("push", run, REPO, "--every-step")
+    assert done.stdout.startswith(f"{REPO}@step7: model ")
+    refused(done, f"{REPO}@main holds the model {fingerprint(other)}", printed=True)
     assert "step7" in hub.repos[REPO].branches
     fine(neoxkit("push", other, REPO, "--revision", "step9"))
     fine(neoxkit("push", run, REPO, "--every-step"))
@@ -254,13 +262,14 @@ def test_who_may_not_is_told_so(hub: Hub, neoxkit, model: Path, monkeypatch: pyt
     refused(neoxkit("push", model, "somebody/tiny"), "somebody/tiny", "the token may not write there")
     refused(neoxkit("push", model, "no name"), "no name of a repository")
     refused(neoxkit("push", model, f"{REPO}@a", "--revision", "b"), "two branches")
-    hub.make(REPO).tags["v1"] = hub.repos[REPO].branches["main"][0]
+    repo = hub.make(REPO)
+    repo.tags["v1"] = repo.branches["main"][0]
     refused(neoxkit("push", model, REPO, "--private"), "is there, and public")
     refused(neoxkit("push", model, f"{REPO}@v1"), "a tag or a commit")
     refused(neoxkit("push", model, f"{REPO}@{'0' * 40}"), "no name for a branch")
     refused(neoxkit("push", model, REPO, "--as", "llama"), "does not fit Llama")
     refused(neoxkit("push", model, REPO, "--as", "neoxkit", "--dtype", "bf16"), "as it is")
-    refused(neoxkit("push", model, REPO, "--license", "no-such"), "README.md", '"license" must be one of')
+    refused(neoxkit("push", model, REPO, "--license", "no-such"), "the card", '"license" must be one of')
     monkeypatch.setenv("HF_TOKEN", READ_ONLY)
     refused(neoxkit("push", model, REPO), "the token may not write there")
     monkeypatch.setenv("HF_TOKEN", "hf_a-secret-of-nobody")

@@ -16,6 +16,7 @@ from neoxkit.convert.push.card import add_results
 from neoxkit.errors import CheckpointError, DataError
 
 REPO = "me/tiny"
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
 
 
 def results(acc: float = 0.25, model: str = "", **more: Any) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def results(acc: float = 0.25, model: str = "", **more: Any) -> dict[str, Any]:
     return {
         "results": {
             "arc_easy": {
-                "alias": "arc_easy", "acc,none": acc, "acc_stderr,none": 0.0125,
+                "alias": "arc_easy", "acc,none": acc, "acc_stderr,none": 0.012,
                 "acc_norm,none": 0.3, "acc_norm_stderr,none": "N/A",
             },
             "gsm8k": {"alias": " - gsm8k", "exact_match,strict-match": 0.0, "exact_match_stderr,strict-match": 0.0},
@@ -72,7 +73,7 @@ def test_push_puts_them_in_the_card(hub: Hub, neoxkit, model: Path, tmp_path: Pa
     first = front["model-index"][0]["results"][0]
     assert first["task"] == {"type": "text-generation"}
     assert first["dataset"] == {"name": "arc_easy", "type": "arc_easy"}
-    about = {"num_few_shot": 0, "filter": "none", "version": 1.0, "stderr": 0.0125}
+    about = {"num_few_shot": 0, "filter": "none", "version": 1.0, "stderr": 0.012}
     assert first["metrics"][0] == {"type": "acc", "value": 0.25, "name": "acc", "args": about}
     assert "| arc_easy | 0 | acc | 0.25 ± 0.012 |" in text
     assert "| gsm8k | 5 | exact_match (strict-match) | 0 ± 0 |" in text
