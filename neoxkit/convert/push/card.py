@@ -15,7 +15,7 @@ from neoxkit.convert.push.results import Results, check, include, measured
 from neoxkit.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
+    from huggingface_hub import EvalResult, ModelCard
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,12 @@ def written(content: Content, theirs: bytes | None, held: Held, said: Said, name
             card = old
         else:
             _keep(card.data, old.data)
-            include(card, old.data.eval_results or () if alike else (), model)
+            include(card, _results(old) if alike else (), model)
             if old.text.strip() and not is_model(held):
                 card.text = f"{old.text.rstrip()}\n{card.text}"
-    if said.licence:
-        card.data.license = said.licence
-    if said.data:
-        card.data.datasets = list(said.data)
+    data: Any = card.data
+    data.license = said.licence or data.license
+    data.datasets = list(said.data) or data.datasets
     include(card, measured(said.results), model)
     return str(card).encode()
 
@@ -62,6 +61,11 @@ def _keep(data: Any, old: Any) -> None:
         if key not in ("model-index", "base_model", "tags") and data.get(key) is None:
             data[key] = value
     data.tags = [*data.tags, *(tag for tag in old.tags or () if tag not in data.tags)]
+
+
+def _results(card: Any) -> Sequence[EvalResult]:
+    """The evaluations that a card's metadata tells of."""
+    return card.data.eval_results or ()
 
 
 def is_model(held: Held) -> bool:

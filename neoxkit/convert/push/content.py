@@ -94,8 +94,9 @@ class Exported:
                 sink = _Passing(self._family, self._source, self._shards, folder, ahead)
                 try:
                     copy(self._source, sink, sink.names())
+                    sink.commit()
                 finally:
-                    sink.close()
+                    sink.abort()
 
             with closing(iter(Ahead(export))) as names:
                 for name in names:
@@ -136,7 +137,11 @@ class _Passing(Joining):
             del self._outputs[name]
             self._ahead.hand_on(name)
 
-    def close(self) -> None:
+    def commit(self) -> None:
+        """Nothing: a file is handed on when it is whole."""
+        assert not any(self._missing.values())
+
+    def abort(self) -> None:
         """Give up what is not whole."""
         for output in self._outputs.values():
             output.close()

@@ -92,10 +92,10 @@ def include(card: ModelCard, results: Sequence[EvalResult], name: str) -> None:
     if not results:
         return
     taken = {_same(each) for each in results}
-    kept = [each for each in card.data.eval_results or () if _same(each) not in taken]
-    card.data.model_name = card.data.model_name or name
-    card.data.eval_results = [*kept, *results]
-    table = "\n".join([BEGIN, "", "## Evaluation", "", *_table(card.data.eval_results), "", END])
+    data: Any = card.data
+    data.model_name = data.model_name or name
+    data.eval_results = [*(each for each in data.eval_results or () if _same(each) not in taken), *results]
+    table = "\n".join([BEGIN, "", "## Evaluation", "", *_table(data.eval_results), "", END])
     body = card.text.rstrip("\n")
     card.text = _TABLE.sub(lambda _: f"\n\n{table}\n\n", body, count=1) if BEGIN in body else f"{body}\n\n{table}\n"
 

@@ -24,6 +24,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     """The stand-in, with xet."""
     (tmp_path / "cas").mkdir()
     with hub_store.serving(tmp_path / "cas") as found:
+        found.small = 100_000  # only weights are large: what xet has the stand-in cannot look into
         yield found
 
 
@@ -50,10 +51,10 @@ def run(hub: Hub, tmp_path: Path) -> Run:
     return call
 
 
-def stored(hub: Hub) -> int:
-    """Bytes in xet's storage."""
+def stored(hub: Hub) -> dict[str, int]:
+    """What is in xet's storage, and since when."""
     assert hub.xet is not None
-    return sum(path.stat().st_size for path in hub.xet.rglob("*") if path.is_file() and "xorb" in str(path))
+    return {path.name: path.stat().st_mtime_ns for path in (hub.xet / "xet" / "xorbs" / "xorbs").iterdir()}
 
 
 def test_there_and_back(hub: Hub, run: Run, save, tmp_path: Path) -> None:
@@ -66,9 +67,9 @@ def test_there_and_back(hub: Hub, run: Run, save, tmp_path: Path) -> None:
     assert hub.count(f"GET /api/models/{REPO}/xet-write-token/main") >= 1
     assert not hub.sent, "no byte of a weight goes by way of the Hub itself"
     weights = {name: file for name, file in hub.files(REPO).items() if name.endswith(".safetensors")}
-    assert len(weights) == 3
+    assert len(weights) > 2
     before = stored(hub)
-    assert before > 10_000
+    assert before
 
     # What the real Hub reads in what xet's client has stored: which of its hashes is which sha256.
     checkpoint = Checkpoint.open(model)
