@@ -26,6 +26,8 @@ MOST_WAIT = 3600
 
 LATER = "try again: what was sent is kept, and not sent twice"
 _BUSY = (408, 429, 500, 502, 503, 504)
+_TOLD = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
+"""How hf_xet tells of a status."""
 _QUERY = re.compile(r"\?[^\s'\"]+")
 """What follows an address: where it leads to a store, it is a key to it."""
 
@@ -68,6 +70,8 @@ def _cause(error: Exception) -> Exception:
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error tells of; None for one without an answer."""
     status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None and (told := _TOLD.search(str(error))):
+        return int(told[1])
     return status if isinstance(status, int) else None
 
 
@@ -115,7 +119,7 @@ def refusal(where: str, error: Exception) -> Exception:
         return CheckpointError(f"{where}: the Hub does not accept the token", "log in again: hf auth login")
     if status == 403:
         return CheckpointError(
-            f"{where}: the token may not write there ({first_line(error)})",
+            f"{where}: the Hub forbids to write there: {first_line(error)}",
             "log in with a token that may (role write, or fine-grained with this repository), or choose another name",
         )
     if status in (409, 412):

@@ -259,7 +259,7 @@ def test_private_folders_are_not_told(hub: Hub, neoxkit, save) -> None:
 
 
 def test_who_may_not_is_told_so(hub: Hub, neoxkit, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(neoxkit("push", model, "somebody/tiny"), "somebody/tiny", "the token may not write there")
+    refused(neoxkit("push", model, "somebody/tiny"), "somebody/tiny", "the Hub forbids to write there")
     refused(neoxkit("push", model, "no name"), "no name of a repository")
     refused(neoxkit("push", model, f"{REPO}@a", "--revision", "b"), "two branches")
     repo = hub.make(REPO)
@@ -271,9 +271,9 @@ def test_who_may_not_is_told_so(hub: Hub, neoxkit, model: Path, monkeypatch: pyt
     refused(neoxkit("push", model, REPO, "--as", "neoxkit", "--dtype", "bf16"), "as it is")
     refused(neoxkit("push", model, REPO, "--license", "no-such"), "the card", '"license" must be one of')
     monkeypatch.setenv("HF_TOKEN", READ_ONLY)
-    refused(neoxkit("push", model, REPO), "the token may not write there")
+    refused(neoxkit("push", model, REPO), "the Hub forbids to write there")
     monkeypatch.setenv("HF_TOKEN", "hf_a-secret-of-nobody")
-    refused(neoxkit("push", model, "me/new"), "the token may not write there")
+    refused(neoxkit("push", model, "me/new"), "the Hub forbids to write there")
     monkeypatch.delenv("HF_TOKEN")
     asked = len(hub.asked)
     refused(neoxkit("push", model, REPO), "there is no token", "hf auth login", "HF_TOKEN")

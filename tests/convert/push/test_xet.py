@@ -2,73 +2,47 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hub_store
 import pytest
-from hub_store import TOKEN, Hub
+from hub_store import Fault, Hub
+from pushing import fine, refused
 
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.convert.transfer import choose_family, export_model
 
 REPO = "me/tiny"
-Run = Callable[[str], subprocess.CompletedProcess[str]]
+SHARDS = ("--max-shard-size", "10KB")
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    """The stand-in, with xet."""
-    (tmp_path / "cas").mkdir()
-    with hub_store.serving(tmp_path / "cas") as found:
-        found.small = 100_000  # only weights are large: what xet has the stand-in cannot look into
-        yield found
+def xet(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that the client of xet takes for its servers."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.xet = tmp_path / "cas"
+    hub.xet.mkdir()
+    hub.small = 100_000  # only weights are large: what xet has the stand-in cannot look into
+    return hub.xet
 
 
-@pytest.fixture
-def run(hub: Hub, tmp_path: Path) -> Run:
-    """Runs neoxkit in a process of its own, with a home of its own."""
-
-    def call(command: str) -> subprocess.CompletedProcess[str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-        clean |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
-        arguments = [sys.executable, "-m", "neoxkit", *command.split()]
-        done = subprocess.run(
-            arguments,
-            env=clean | {"HF_TOKEN": TOKEN},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert TOKEN not in done.stdout + done.stderr
-        return done
-
-    return call
-
-
-def stored(hub: Hub) -> dict[str, int]:
+def stored(xet: Path) -> dict[str, int]:
     """What is in xet's storage, and since when."""
-    assert hub.xet is not None
-    return {path.name: path.stat().st_mtime_ns for path in (hub.xet / "xet" / "xorbs" / "xorbs").iterdir()}
+    return {path.name: path.stat().st_mtime_ns for path in (xet / "xet" / "xorbs" / "xorbs").iterdir()}
 
 
-def test_there_and_back(hub: Hub, run: Run, save, tmp_path: Path) -> None:
+def test_there_and_back(hub: Hub, xet: Path, neoxkit, save, tmp_path: Path) -> None:
     import hf_xet
 
     model = save("model")
-    done = run("push model me/tiny --max-shard-size 10KB")
-    assert done.returncode == 0, done.stderr
+    fine(neoxkit("push", model, REPO, *SHARDS))
     assert not hub.broken
     assert hub.count(f"GET /api/models/{REPO}/xet-write-token/main") >= 1
     assert not hub.sent, "no byte of a weight goes by way of the Hub itself"
     weights = {name: file for name, file in hub.files(REPO).items() if name.endswith(".safetensors")}
     assert len(weights) > 2
-    before = stored(hub)
+    before = stored(xet)
     assert before
 
     # What the real Hub reads in what xet's client has stored: which of its hashes is which sha256.
@@ -78,11 +52,18 @@ def test_there_and_back(hub: Hub, run: Run, save, tmp_path: Path) -> None:
         assert file.sha256 is not None
         (about,) = hf_xet.hash_files([str(tmp_path / "hf" / name)])
         hub.hashes[file.sha256] = about.hash
-    done = run(f"import {REPO} back")
-    assert done.returncode == 0, done.stderr
+    fine(neoxkit("import", REPO, tmp_path / "back"))
     assert Checkpoint.open(tmp_path / "back").fingerprint == checkpoint.fingerprint
     assert hub.count(f"GET /api/models/{REPO}/xet-read-token/") >= 1
 
-    done = run("push model me/tiny@again --max-shard-size 10KB")
-    assert done.returncode == 0, done.stderr
-    assert stored(hub) == before, "what xet has is not sent again"
+    fine(neoxkit("push", model, f"{REPO}@again", *SHARDS))
+    assert stored(xet) == before, "what xet has is not sent again"
+
+
+def test_what_xet_is_refused(hub: Hub, xet: Path, neoxkit, save, waits: list[float]) -> None:
+    """Its client has errors of its own, which say a status only in words."""
+    hub.faults += [Fault("xet-write-token", 1, 429), Fault("xet-write-token", 1, 403)]
+    model = save("model")
+    refused(neoxkit("push", model, REPO), "the Hub forbids to write there")
+    fine(neoxkit("push", model, REPO))
+    assert not hub.broken
