@@ -71,8 +71,8 @@ def command(
             for each in publish_run(source, target.name, order, dry_run):
                 show(each, as_json)
         else:
-            act = look if dry_run else publish
-            show(act(Checkpoint.open(source), target, order), as_json)
+            with Checkpoint.open(source) as checkpoint:
+                show((look if dry_run else publish)(checkpoint, target, order), as_json)
 
 
 @contextmanager

@@ -120,7 +120,8 @@ def publish(
     theirs = repository.read(CARD, held.head) if CARD in held.sizes else None
     card = written(content, theirs, held, order.said, target.name)
     repository.validate(card)
-    small = repository.send(_changed(content.small, held)) if _changed(content.small, held) else []
+    changed = _changed(content.small, held)
+    small = repository.send(changed) if changed else []  # before the weights: who may not write is told at once
     weights: list[Sent] = []
     if beside is not None:
         weights = [repository.copied(name, *beside) for name in content.sizes]
@@ -206,7 +207,8 @@ def publish_run(run: Place, name: str, order: Order, dry_run: bool = False) -> I
     act = look if dry_run else publish
     for each in checkpoints:
         last = f"step{each.manifest.step}"
-        yield act(each, Named(name, last), order)
+        with each:
+            yield act(each, Named(name, last), order)
     newest, main = checkpoints[-1], Named(name, None)
     if dry_run:
         yield look(newest, main, order, known)

@@ -219,6 +219,15 @@ def test_a_checkpoint_as_it_is(hub: Hub, neoxkit, model: Path, tmp_path: Path) -
     refused(neoxkit("import", REPO, tmp_path / "no", "--no-tokenizer"), "taken as it is")
 
 
+@pytest.mark.parametrize("form", ["neoxkit", "gpt_neox"])
+def test_a_checkpoint_in_a_store(form: str, hub: Hub, neoxkit, model: Path, temporary: Path, tmp_path: Path) -> None:
+    fine(neoxkit("reshard", model, f"memory://push-{form}/a"))
+    fine(neoxkit("push", f"memory://push-{form}/a", REPO, "--as", form))
+    fine(neoxkit("import", REPO, tmp_path / "back"))
+    assert fingerprint(tmp_path / "back") == fingerprint(model)
+    assert not list(temporary.iterdir())
+
+
 def test_a_damaged_checkpoint_is_not_published(hub: Hub, neoxkit, model: Path) -> None:
     path = sorted((model / "model").glob("*.safetensors"))[0]
     data = bytearray(path.read_bytes())
