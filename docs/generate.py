@@ -60,6 +60,7 @@ def results() -> str:
     from neoxkit.convert.contents import Report
     from neoxkit.convert.describe import describe
     from neoxkit.convert.push.publish import Published
+    from neoxkit.eval.scores import Scores
     from neoxkit.serve.answers import Answer
     from neoxkit.train.estimate import Estimate
 
@@ -71,6 +72,7 @@ def results() -> str:
         "plan": [Estimate.json],
         "push": [Published.json],
         "generate": [Answer.json],
+        "scores": [Scores.json],
     }
     lines = ["# What commands print with `--json`", "", "Generated from the code by `make docs`."]
     for name, functions in makers.items():

@@ -10,7 +10,7 @@ This finds accidents. It is no defence against someone who alters a file on purp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
@@ -173,3 +173,12 @@ def _table(length: int) -> _Words:
     for bit in range(8):
         table[:, 1 << bit : 2 << bit] = table[:, : 1 << bit] ^ bits[:, bit : bit + 1]
     return table
+
+
+def fingerprint_of(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> str:
+    """The fingerprint of tensors, each by its name without a component, dtype, shape and checksum.
+
+    The CRC of the sorted lines "NAME DTYPE [SHAPE] CRC\\n".
+    """
+    rows = "".join(f"{name} {dtype} {list(shape)} {crc:016x}\n" for name, dtype, shape, crc in sorted(tensors))
+    return f"{crc64nvme(rows.encode()):016x}"

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-from neoxkit.checkpoint.checksum import crc64nvme
+from neoxkit.checkpoint.checksum import fingerprint_of
 from neoxkit.checkpoint.coverage import fault, spelled
 from neoxkit.checkpoint.json_text import LARGEST, parse_object
 from neoxkit.checkpoint.safetensors_file import DTYPE_BITS, reasonable
@@ -109,16 +109,12 @@ class Manifest:
     format_extra: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint(self, component: str = MODEL) -> str:
-        """16 hexadecimal digits that say which weights these are, however they are cut.
-
-        The CRC of the sorted lines "NAME DTYPE [SHAPE] CRC\\n" of a component's tensors.
-        """
-        rows = "".join(
-            f"{name.removeprefix(component)} {entry.dtype} {list(entry.spec.shape)} {entry.crc:016x}\n"
-            for name, entry in sorted(self.tensors.items())
+        """16 hexadecimal digits that say which weights these are, however they are cut."""
+        return fingerprint_of(
+            (name.removeprefix(component), entry.dtype, entry.spec.shape, entry.crc)
+            for name, entry in self.tensors.items()
             if name.startswith(component)
         )
-        return f"{crc64nvme(rows.encode()):016x}"
 
 
 def bare(name: str) -> str:

@@ -39,7 +39,8 @@ COMMANDS = {
     "rebuild-manifest": ("neoxkit.cli.rebuild_manifest", "Make a lost or damaged manifest.json anew."),
     "generate": ("neoxkit.cli.generate", "Continue prompts, answer a file of them, or talk."),
     "serve": ("neoxkit.cli.serve", "Serve a model by OpenAI's API, and a page to try it."),
-    "eval": ("neoxkit.cli.eval", "Measure bits per byte and perplexity on texts."),
+    "eval": ("neoxkit.cli.eval", "Run benchmarks, or measure bits per byte on texts."),
+    "scores": ("neoxkit.cli.scores", "Show and compare the results of evaluations."),
     "config": ("neoxkit.cli.config", "Check, show, convert and explain the configuration of a run."),
 }
 """For each command the module that holds it and the first line of its help, which the module has too."""

@@ -11,16 +11,12 @@ from contextlib import contextmanager
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import click
 
 from neoxkit.checkpoint.store import Place, StorePath, place
 from neoxkit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from neoxkit.data.tokenizer import Tokenizer
-    from neoxkit.nn.decoder import Decoder
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Decorator = Callable[[Decorated], Decorated]
@@ -131,14 +127,6 @@ def dtype(help: str, default: str | None = None) -> Decorator[Any]:  # noqa: A00
     """`--dtype`: fp32, bf16 or fp16; what for, `help` says."""
     return click.option(
         "--dtype", type=click.Choice(DTYPES), default=default, show_default=default is not None, help=help
-    )
-
-
-def run_dtype() -> Decorator[Any]:
-    """`--dtype` of a command that runs a model; see `load_model` for what is chosen when it is left out."""
-    return dtype(
-        "Run in this precision. When left out: that of the weights; on a CPU fp32, unless a matrix product is "
-        "measured to be faster in theirs."
     )
 
 
@@ -277,42 +265,6 @@ def print_checkpoint(folder: Place) -> None:
     click.echo(f"{folder}: model {Checkpoint.open(folder).fingerprint}")
 
 
-def load_model(
-    source: Place, tokenizer: Path | None, dtype: str | None, device: str
-) -> tuple[Decoder, Tokenizer, Place | None]:
-    """A model ready to run, its tokenizer, and the folder of the tokenizer's files.
-
-    Without a dtype it runs in that of its weights, or on a CPU in fp32 where that is faster.
-
-    Raises ConfigError when SOURCE has no tokenizer and none is given, ConversionError when the
-    tokenizer makes ids that the model has no row for.
-    """
-    from neoxkit.checkpoint.dtypes import TORCH
-    from neoxkit.checkpoint.format import MODEL
-    from neoxkit.convert.load import check_model, load_decoder
-    from neoxkit.convert.open import open_any
-    from neoxkit.convert.tokenizer import check_vocabulary
-    from neoxkit.data.tokenizer import FILE, Tokenizer
-    from neoxkit.parallel.device import choose_device, running_dtype
-
-    opened = open_any(source)
-    folder = tokenizer or opened.tokenizer
-    if folder is None or (tokenizer is None and not (folder / FILE).is_file()):
-        raise ConfigError(f"{source} has no tokenizer", "name one with --tokenizer")
-    words = Tokenizer(folder)
-    check_vocabulary(folder, opened.config)
-    where, wanted = choose_device(device), safetensors_dtype(dtype)
-    if wanted is not None:
-        return load_decoder(opened, TORCH[wanted], where), words, folder
-    check_model(opened)  # before its sizes are measured with
-    kept = TORCH[opened.dtype(MODEL + "embed.weight")]
-    run_in = running_dtype(kept, where, opened.config.width, opened.config.mlp.hidden)
-    return load_decoder(opened, run_in, where), words, folder
-
-
-def spelled_dtype(model: Decoder) -> str:
-    """The dtype that a model runs in, as `--dtype` spells it."""
-    from neoxkit.checkpoint.dtypes import name_of
-
-    theirs = name_of(model.embed.weight.dtype)
-    return next((ours for ours, name in SAFETENSORS_DTYPES.items() if name == theirs), theirs.lower())
+def spelled_dtype(name: str) -> str:
+    """A dtype that safetensors has a name for, as `--dtype` spells it."""
+    return next((ours for ours, theirs in SAFETENSORS_DTYPES.items() if theirs == name), name.lower())

@@ -20,7 +20,8 @@ def command(run: Path, output: Path | None) -> None:
     last values, events, checkpoints and the run's options. It is one file which needs no network:
     it can be sent to others. Prints where it is.
     """
-    from neoxkit.train.report import look, page, write
+    from neoxkit.train.page import write
+    from neoxkit.train.report import look, page
 
     found = look(run)
     path = output or run / "report.html"

@@ -65,10 +65,24 @@ class Batch(Node):
     warmup: BatchWarmup | None = Field(None, description="How steps grow at first; null: they do not.")
 
 
+class Benchmarks(Node):
+    """Benchmarks of lm-evaluation-harness on each checkpoint: what `neoxkit eval --watch` is told."""
+
+    tasks: tuple[str, ...] = Field(min_length=1, description="Names, groups or patterns of benchmarks.")
+    include_path: tuple[str, ...] = Field((), description="Folders with more benchmarks, in YAML.")
+    num_fewshot: int | None = Field(None, ge=0, description="Examples before each question; null: as the task says.")
+    limit: float | None = Field(
+        None, gt=0, description="Only so many documents of each, or below 1 that share; null: all."
+    )
+    device: str = Field("cpu", description="Where they run, beside the training: cpu, or a GPU that is not trained on.")
+    tp: int = Field(1, gt=0, description="Devices that the model is divided over for it.")
+
+
 class Evaluation(Node):
-    """The loss on held-out data while training goes on."""
+    """How good the model is while training goes on: the loss on held-out data, and benchmarks."""
 
     every: int | None = Field(None, gt=0, description="Steps between evaluations; null: only after the last step.")
     batches: int | None = Field(
         None, gt=0, description="An evaluation takes so many times batch.size samples; null: all held-out data."
     )
+    benchmarks: Benchmarks | None = Field(None, description="What each checkpoint is put to; null: nothing.")

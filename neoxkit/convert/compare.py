@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite, prod, sqrt
 from typing import TYPE_CHECKING, Any, Literal
 
-from neoxkit.checkpoint.checksum import crc64nvme
-from neoxkit.checkpoint.format import CONFIG, ITEM_BYTES, bare
+from neoxkit.checkpoint.checksum import crc64nvme, fingerprint_of
+from neoxkit.checkpoint.format import CONFIG, ITEM_BYTES, MODEL, bare
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.log import Progress, Silent, progress
 
@@ -188,6 +188,23 @@ def _cost(ours: Source, theirs: Source, name: str, values: bool) -> int:
         same = ours.dtype(name) == theirs.dtype(name)
         sources = [source for source in sources if same and not isinstance(source, Checkpoint)]
     return sum(prod(source.spec(name).shape) * ITEM_BYTES[source.dtype(name)] for source in sources)
+
+
+def fingerprint(source: Source) -> str:
+    """The fingerprint of a source's weights: a checkpoint's own, or that of the checkpoint that it would become.
+
+    Without a manifest every weight is read. Raises CheckpointError for damage.
+    """
+    if isinstance(source, Checkpoint):
+        return source.fingerprint
+    names = [name for name in source.names() if name.startswith(MODEL)]
+    total = sum(prod(source.spec(name).shape) * ITEM_BYTES[source.dtype(name)] for name in names)
+    with progress("fingerprint", total) as bar:
+        rows = [
+            (name.removeprefix(MODEL), source.dtype(name), source.spec(name).shape, _crc(source, name, bar))
+            for name in names
+        ]
+    return fingerprint_of(rows)
 
 
 def _crc(source: Source, name: str, bar: Progress) -> int:

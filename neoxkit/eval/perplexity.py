@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
+from neoxkit.eval.desk import Likelihood, in_good_order, likelihood_of
+from neoxkit.eval.replicas import Model
 from neoxkit.log import Progress, Silent
-from neoxkit.nn.decoder import Decoder
-from neoxkit.nn.loss import cross_entropy
 
 SILENT = Silent()
 
@@ -34,41 +32,29 @@ class Perplexity:
         return math.exp(self.nats / self.tokens)
 
 
-def windows(ids: Sequence[int], before: int, context: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Inputs and labels that foretell each of `ids` once, in windows of at most `context` tokens.
+def windows(ids: Sequence[int], before: int, context: int) -> Iterator[list[int]]:
+    """Rows of at most `context` + 1 tokens, of which all but the first are foretold: each of `ids` once.
 
     The first token is foretold from the token `before`, the first of a later window from the token
-    before it. Example, context 3, ids 5 6 7 8: (before 5 6 -> 5 6 7), (7 -> 8).
+    before it. Example, context 3, ids 5 6 7 8: (before 5 6 7), (7 8).
     """
-    inputs = [before, *ids[:-1]]
+    row = [before, *ids]
     for first in range(0, len(ids), context):
-        yield inputs[first : first + context], list(ids[first : first + context])
+        yield row[first : first + context + 1]
 
 
-@torch.inference_mode()
 def perplexity(
-    model: Decoder,
-    texts: Sequence[tuple[Sequence[int], int]],
-    before: int,
-    batch_tokens: int = 8192,
-    progress: Progress = SILENT,
+    model: Model, texts: Sequence[tuple[Sequence[int], int]], before: int, progress: Progress = SILENT
 ) -> Perplexity:
     """The perplexity of texts, each given as its ids and its bytes; each begins after the token `before`.
 
-    Windows are batched by length, at most `batch_tokens` tokens at once. `progress` is told of tokens.
+    `progress` is told of tokens.
     """
-    cut = [window for ids, _ in texts for window in windows(ids, before, model.config.context)]
-    cut.sort(key=lambda window: -len(window[0]))
-    device = model.embed.weight.device
-    nats, first = 0.0, 0
-    while first < len(cut):
-        longest = len(cut[first][0])
-        rows = cut[first : first + max(1, batch_tokens // longest)]
-        first += len(rows)
-        ids, labels = (torch.tensor([row[side] + [0] * (longest - len(row[0])) for row in rows]) for side in (0, 1))
-        mask = torch.tensor([[1.0] * len(row[0]) + [0.0] * (longest - len(row[0])) for row in rows])
-        hidden = model.hidden(ids.to(device)).flatten(0, 1)
-        total, count = cross_entropy(hidden, model.head, labels.flatten().to(device), mask.flatten().to(device))
-        nats += total.item()
-        progress.advance(int(count.item()))
+    cut = [window for ids, _ in texts for window in windows(ids, before, model.facts.context)]
+    asks = [likelihood_of(window, len(window) - 1) for window in cut]
+    nats = 0.0
+    for number, answer in model.answered(in_good_order(asks)):
+        assert isinstance(answer, Likelihood)
+        nats -= answer.logprob
+        progress.advance(len(cut[number]) - 1)
     return Perplexity(nats, sum(len(ids) for ids, _ in texts), sum(size for _, size in texts))

@@ -38,8 +38,9 @@ class ChatTemplate:
 
     `templates` are Jinja programs by name: "default", or all that there are and none is the default; "tool_use" is
     taken where tools are given. `variables` are what they are given beside the messages: the special tokens' texts.
-    `text` is the program that is taken. `where` begins an error. Raises ConfigError for a template that is no Jinja, and
-    when Jinja is not installed.
+    `text` is the program that is taken. `where` begins an error.
+
+    Raises ConfigError for a template that is no Jinja, and when Jinja is not installed.
     """
 
     def __init__(

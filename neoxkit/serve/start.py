@@ -18,7 +18,7 @@ from types import TracebackType
 import torch
 import torch.distributed as dist
 
-from neoxkit.checkpoint.dtypes import TORCH
+from neoxkit.checkpoint.dtypes import TORCH, name_of
 from neoxkit.checkpoint.format import MODEL
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.checkpoint.store import Place, place
@@ -88,7 +88,10 @@ class Wanted:
 
 
 class Serving:
-    """An engine, and what turns text into its tokens and back. Close it, or use it in a `with`."""
+    """An engine, and what turns text into its tokens and back. Close it, or use it in a `with`.
+
+    The model's stream is of `dtype`; its weights are `kept` in one of safetensors' dtypes.
+    """
 
     def __init__(self, wanted: Wanted, opened: Checkpoint | Foreign, folder: Place, tokenizer: Tokenizer) -> None:
         self.config: ModelConfig = opened.config
@@ -102,7 +105,7 @@ class Serving:
         except BaseException:
             self._part(world)
             raise
-        self.dtype = runner.model.dtype
+        self.dtype, self.kept = runner.model.dtype, name_of(runner.model.embed.weight.dtype)
         self._world, self._leader = world, Leader(runner, world)
         pages = Pages(runner.pages, runner.size)
         self.engine = Engine(

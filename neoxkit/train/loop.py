@@ -19,6 +19,7 @@ from neoxkit.parallel.device import choose_device
 from neoxkit.parallel.world import ALONE, World, in_contact, join
 from neoxkit.spec import Axis
 from neoxkit.train.begin import begin, build_engine, decide, describe, open_feed
+from neoxkit.train.benchmarks import Benchmarks
 from neoxkit.train.engine import Engine, TrainingError
 from neoxkit.train.feed import Feed
 from neoxkit.train.interrupt import Interrupt
@@ -79,12 +80,13 @@ def train(config: RunConfig, given: Mapping[str, Any]) -> Outcome:
         begin(engine, config, origin, world)
         describe(config, feed, at, device)
         with (
+            Benchmarks(config, folder, world) as benchmarks,  # which outlasts the saver: the last save is theirs too
             saver,
             Watch(config, engine.model, device, folder, groups) as watch,
             open_metrics(config, folder, at.step, world.first) as metrics,
         ):
             metrics.event("resumed" if past else "begun", at.step)
-            outcome = Loop(engine, config, feed, saver, metrics, watch, interrupt, at, world).run()
+            outcome = Loop(engine, config, feed, saver, metrics, watch, benchmarks, interrupt, at, world).run()
             metrics.code = outcome.code
         if world.first:
             draw(folder)
@@ -101,6 +103,7 @@ class Loop:
     saver: Saver
     metrics: Metrics
     watch: Watch
+    benchmarks: Benchmarks
     interrupt: Interrupt
     at: Position
     world: World = ALONE
@@ -130,9 +133,10 @@ class Loop:
                 stopped = self.world.highest(self.interrupt.signal or 0)
             if last or stopped or config.save.wants(step):
                 path = self.saver.save(self.engine, self.at, bool(last or stopped))
-            for line in self.saver.poll():
+            for line in (*self.saver.poll(), *self.benchmarks.poll()):
                 metrics.tell(f"step {step}/{config.steps}  {line}")
             if last or stopped:
+                self.benchmarks.complete = last
                 metrics.event("ended" if last else "stopped", step)
                 return Outcome(path, self.at, 0 if last else STOPPED + stopped)
 

@@ -1,6 +1,15 @@
-"""The look of the report of a run: its style sheet, and the script that tells values under the pointer."""
+"""What pages of HTML that need nothing else have in common: style sheet, tables, and the script that tells values
+under the pointer."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from types import MappingProxyType
+
+from neoxkit.train.plot import Plot, data
 
 STYLE = """
 :root {
@@ -44,7 +53,7 @@ figcaption span::before { content: ""; display: inline-block; width: 9px; height
 figcaption span::before { border-radius: 50%; background: var(--c1); }
 figcaption .k2::before { background: var(--c2); }
 output { margin-left: auto; color: var(--soft); font-variant-numeric: tabular-nums; }
-svg { display: block; width: 100%; height: auto; touch-action: pan-y; }
+svg { display: block; width: 100%; height: auto; overflow: visible; touch-action: pan-y; }
 svg text { fill: var(--faint); font-size: 12px; font-variant-numeric: tabular-nums; }
 svg path { fill: none; }
 .grid { stroke: var(--grid); }
@@ -55,6 +64,7 @@ path.c1 { stroke: var(--c1); } circle.c1 { fill: var(--c1); }
 path.c2 { stroke: var(--c2); } circle.c2 { fill: var(--c2); }
 path.faint { stroke-width: 1; opacity: .35; }
 path.dots { stroke-width: 1.5; opacity: .7; }
+path.level { stroke-dasharray: 6 4; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; min-width: min(100%, 420px); font-size: 14px; }
 th, td { padding: 4px 18px 4px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--grid); }
@@ -69,7 +79,7 @@ pre { padding: 12px; overflow-x: auto; font-size: 13px; background: var(--card);
 
 SCRIPT = """
 const told = JSON.parse(document.getElementById("data").textContent);
-document.querySelectorAll("figure").forEach((figure, number) => {
+document.querySelectorAll("figure[data-across]").forEach((figure, number) => {
   const svg = figure.querySelector("svg"), output = figure.querySelector("output"), last = output.textContent;
   const box = svg.viewBox.baseVal, left = 52, right = box.width - 10, series = told[number];
   const steps = series.flatMap(points => points.map(point => point[0]));
@@ -82,7 +92,8 @@ document.querySelectorAll("figure").forEach((figure, number) => {
     const step = low + (x - left) / (right - left) * (high - low);
     const near = series.map(points => points.reduce((a, b) =>
       Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a));
-    output.textContent = "step " + near[0][0].toLocaleString("en") + ": " + near.map(point => point[2]).join(", ");
+    output.textContent = figure.dataset.across + " " + near[0][0].toLocaleString("en") + ": " +
+      near.map(point => point[2]).join(", ");
     line.setAttribute("d", "M" + x + " 10V" + (box.height - 26));
     svg.append(line);
   });
@@ -90,3 +101,53 @@ document.querySelectorAll("figure").forEach((figure, number) => {
 });
 """
 """Not needed to see the curves: only for the values under the pointer."""
+
+
+def document(title: str, body: str, plots: Sequence[Plot] = (), style: str = "") -> str:
+    """A whole page. `body` is HTML and has the figures of `plots` in their order; `style` is added to the sheet."""
+    script = f'<script type="application/json" id="data">{data(plots)}</script><script>{SCRIPT}</script>'
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<style>{STYLE}{style}</style></head><body>{body}{script}</body></html>\n"
+    )
+
+
+def table(
+    names: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    caption: str = "",
+    headers: int = 0,
+    marked: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """A table of texts under their names. Nothing for no rows.
+
+    A `caption` names it to who hears it. The first `headers` cells of a row say what it is about. `marked` has the
+    classes of texts that stand out.
+    """
+    if not cells:
+        return ""
+    told = f' role="region" tabindex="0" aria-label="{escape(caption)}"' if caption else ""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+
+    def cell(column: int, text: str) -> str:
+        if column < headers:
+            return f'<th scope="row">{escape(text)}</th>'
+        mark = f' class="{marked[text]}"' if text in marked else ""
+        return f"<td{mark}>{escape(text)}</td>"
+
+    body = "".join(f"<tr>{''.join(cell(*each) for each in enumerate(row))}</tr>" for row in cells)
+    return f'<div class="scroll"{told}><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def section(title: str, body: str) -> str:
+    """A section under a heading. Nothing for no body."""
+    return f"<section><h2>{title}</h2>{body}</section>" if body else ""
+
+
+def write(path: Path, text: str) -> None:
+    """Write a page: whole, or not at all."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

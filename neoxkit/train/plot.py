@@ -15,15 +15,19 @@ POINTS = 400
 
 
 class Series(NamedTuple):
-    """A curve: its name, its points (step, value), and how it is drawn: line, faint, or dots."""
+    """A curve: its name, its points (step, value), and how it is drawn: line, level (dashed), faint, or dots.
+
+    With `errors`, as many as points, there is a band from value - error to value + error.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
     style: str = "line"
+    errors: Sequence[float] = ()
 
 
 class Plot(NamedTuple):
-    """Curves that share axes. `spell` writes a value for a person.
+    """Curves that share axes. `spell` writes a value for a person; `across` says what the points are at.
 
     With `powers`, values that lie far above the others make the axis one of powers of ten. The first
     `skip` of the steps do not stretch the axis: what lies beyond it there is left out.
@@ -34,6 +38,7 @@ class Plot(NamedTuple):
     spell: Callable[[float], str]
     powers: bool = False
     skip: float = 0.0
+    across: str = "step"
 
 
 def short(value: float) -> str:
@@ -88,7 +93,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-class _Axis:
+class Axis:
     """Where a value lies, in pixels from `at` to `to`; of powers, by their exponents."""
 
     def __init__(self, values: Sequence[float], at: float, to: float, powers: bool = False) -> None:
@@ -130,24 +135,34 @@ def draw(plot: Plot) -> str:
     """The plot as a <figure>."""
     steps = [step for series in plot.series for step, _ in series.points]
     begun = min(steps) + plot.skip * (max(steps) - min(steps))
-    values = [value for series in plot.series for step, value in series.points if step >= begun]
+    values = [value for series in plot.series for value in _reached(series, begun)]
     ordered = sorted(values)
     powers = plot.powers and ordered[0] > 0 and ordered[-1] > 20 * ordered[len(ordered) // 2]
-    across = _Axis(steps, LEFT, WIDTH - RIGHT)
-    up = _Axis(values, HEIGHT - BOTTOM, TOP, powers)
+    across = Axis(steps, LEFT, WIDTH - RIGHT)
+    up = Axis(values, HEIGHT - BOTTOM, TOP, powers)
     up.widen(0.04)
     body = "".join((*_grid(across, up, plot.spell), *_curves(plot.series, across, up)))
     named = [each for each in plot.series if each.style != "faint"]
     last = ", ".join(plot.spell(each.points[-1][1]) for each in named)
+    told = ", ".join(f"{each.name} {plot.spell(each.points[-1][1])}".strip() for each in named)
     keys = [f'<span class="k{number}">{escape(each.name)}</span>' for number, each in enumerate(named, 1) if each.name]
     return (
-        f"<figure><figcaption><b>{escape(plot.title)}</b>{''.join(keys)}<output>{escape(last)}</output></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(plot.title)}, last {escape(last)}">'
+        f'<figure data-across="{escape(plot.across)}"><figcaption><b>{escape(plot.title)}</b>{"".join(keys)}'
+        f"<output>{escape(last)}</output></figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(plot.title)}, last {escape(told)}">'
         f"{body}</svg></figure>"
     )
 
 
-def _grid(across: _Axis, up: _Axis, spell: Callable[[float], str]) -> Iterator[str]:
+def _reached(series: Series, begun: float) -> Iterator[float]:
+    """The values of a curve from a step on, with the ends of its band."""
+    errors = series.errors or [0.0] * len(series.points)
+    for (step, value), error in zip(series.points, errors, strict=True):
+        if step >= begun:
+            yield from (value - error, value + error) if error else (value,)
+
+
+def _grid(across: Axis, up: Axis, spell: Callable[[float], str]) -> Iterator[str]:
     for value in up.ticks():
         y = up(value)
         yield f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
@@ -157,12 +172,16 @@ def _grid(across: _Axis, up: _Axis, spell: Callable[[float], str]) -> Iterator[s
         yield f'<text x="{across(step):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{short(step)}</text>'
 
 
-def _curves(series: Sequence[Series], across: _Axis, up: _Axis) -> Iterator[str]:
+def _curves(series: Sequence[Series], across: Axis, up: Axis) -> Iterator[str]:
     number = 0
     for each in series:
         name = f"c{number + 1}"
         number += each.style != "faint"  # what is faint belongs to the next
         points = [(across(step), up(value)) for step, value in thin(each.points) if up.covers(value)]
+        if any(each.errors):
+            ends = [(s, v + e) for (s, v), e in zip(each.points, each.errors, strict=True)]
+            ends += [(s, v - e) for (s, v), e in zip(each.points[::-1], each.errors[::-1], strict=True)]
+            yield f'<path class="band {name}" d="M{"L".join(f"{across(s):.1f} {up(v):.1f}" for s, v in ends)}Z"/>'
         if each.style == "dots" or len(points) == 1:
             for x, y in points:
                 yield f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'

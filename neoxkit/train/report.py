@@ -20,8 +20,8 @@ from neoxkit.errors import CheckpointError
 from neoxkit.log import warn
 from neoxkit.spec import volume, whole
 from neoxkit.train.metrics import EVENTS, FILE, read
-from neoxkit.train.page import SCRIPT, STYLE
-from neoxkit.train.plot import Plot, Series, data, draw, noisy, short
+from neoxkit.train.page import document, section, table
+from neoxkit.train.plot import Plot, Series, draw, noisy, short
 
 MANY = 200
 """Rows of a table, at most; the newest."""
@@ -148,35 +148,21 @@ def size(value: float) -> str:
 def page(run: Run) -> str:
     """The whole page."""
     shown = plots(run)
-    name = escape(run.folder.resolve().name)
+    name = run.folder.resolve().name
     parts = (
-        "<!doctype html>\n",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{name}</title>',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        f"<style>{STYLE}</style></head><body>",
-        _head(run, name),
+        _head(run, escape(name)),
         _tiles(run),
         '<section class="plots">',
         *(draw(plot) for plot in shown),
         "</section>",
-        _section("Last values", _rows(("measurement", "value", "step"), _last(run))),
-        _section("Events", _rows(("time", "step", "event"), list(_events(run))[-MANY:])),
-        _section("Checkpoints", _rows(("checkpoint", "size", "written"), _checkpoints(run)[-MANY:])),
-        _section("Where it comes from", _rows(("event", "about"), _lineage(run))),
+        section("Last values", table(("measurement", "value", "step"), _last(run))),
+        section("Events", table(("time", "step", "event"), list(_events(run))[-MANY:])),
+        section("Checkpoints", table(("checkpoint", "size", "written"), _checkpoints(run)[-MANY:])),
+        section("Where it comes from", table(("event", "about"), _lineage(run))),
         _yaml("Options as given", run.given),
         _yaml("All options", run.resolved),
-        f'<script type="application/json" id="data">{data(shown)}</script>',
-        f"<script>{SCRIPT}</script></body></html>\n",
     )
-    return "".join(parts)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a page: whole, or not at all."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    return document(name, "".join(parts), shown)
 
 
 def _head(run: Run, name: str) -> str:
@@ -277,18 +263,6 @@ def _lineage(run: Run) -> list[tuple[str, str]]:
         (str(event.get("event")), ", ".join(f"{key} {value}" for key, value in event.items() if key != "event"))
         for event in events
     ]
-
-
-def _rows(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>" if body else ""
 
 
 def _yaml(title: str, options: Mapping[str, Any]) -> str:

@@ -182,7 +182,7 @@ GENERATE = [
 ]  # fmt: skip
 
 EVAL = [
-    Case("no text", "eval checkpoint", "there is no text to measure; name files with --perplexity or"),
+    Case("nothing to do", "eval checkpoint", "missing option '--tasks'; see"),
     Case("text missing", "eval checkpoint --perplexity txt", "txt: no such file or directory; name"),
     Case("text is a folder", "eval checkpoint --perplexity text", "text: is a directory; name"),
     Case("text is empty", "eval checkpoint --perplexity a.txt", "a.txt: the file is empty; leave it out",

@@ -181,13 +181,17 @@ def test_bf16_runs(model: Decoder) -> None:
     assert len(engines.continued(halved.eval(), SOME, 8)) == 8
 
 
-def test_packed_weights(model: Decoder) -> None:
-    """Of weights that bf16 holds, products by FBGEMM are those of fp32."""
+@pytest.mark.parametrize("compiled", [True, False])
+def test_packed_weights(model: Decoder, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of weights that bf16 holds, products by FBGEMM are those of fp32, also where nothing can be compiled."""
+    from neoxkit.native import ops
     from neoxkit.nn.packing import pack
     from neoxkit.parallel.packed import half, has_fbgemm, turned
 
     if not has_fbgemm():
         pytest.skip("torch has no FBGEMM on this processor")
+    if not compiled:
+        monkeypatch.setattr(ops, "available", lambda: False)
     kept = Decoder(model.config, dtype=torch.bfloat16)
     kept.load_state_dict(model.state_dict())
     exact = Decoder(model.config)

@@ -7,12 +7,12 @@ import math
 import os
 import re
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_runs as runs
+from browsing import Text
 from click.testing import CliRunner
 
 from neoxkit.checkpoint.folder import lock
@@ -22,32 +22,6 @@ from neoxkit.train import metrics
 from neoxkit.train.loop import train
 from neoxkit.train.plot import LEFT, POINTS, RIGHT, WIDTH, Plot, Series, data, draw, noisy, short, smooth, thin, ticks
 from neoxkit.train.report import Run, look, page
-
-
-class Text(HTMLParser):
-    """What a reader sees of a page, and what it would fetch."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.said: list[str] = []
-        self.fetched: list[str] = []
-        self.open: list[str] = []
-        self.feed(source)
-        self.close()
-        assert self.open == [], "an element is not closed"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "path", "circle") and not tag.startswith("!"):
-            self.open.append(tag)
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in ("path", "circle"):
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if data.strip() and self.open[-1] not in ("style", "script"):
-            self.said.append(data.strip())
 
 
 def write_run(folder: Path, steps: int = 3, **more: Any) -> Path:

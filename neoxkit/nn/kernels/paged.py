@@ -54,12 +54,8 @@ class Packing:
     @property
     def near(self) -> int:
         """How many texts come before the first that has several tokens and is longer than NEAR."""
-        far = (
-            n
-            for n, (count, length) in enumerate(zip(self.counts, self.lengths, strict=True))
-            if count > 1 and length > NEAR
-        )
-        return next(far, len(self.counts))
+        sizes = enumerate(zip(self.counts, self.lengths, strict=True))
+        return next((n for n, (count, length) in sizes if count > 1 and length > NEAR), len(self.counts))
 
     def one_by_one(self, texts: int) -> tuple[Tensor, Tensor]:
         """The tokens of the first texts as if each were the last of a text: tables int64 [t, P], and lengths [t]."""

@@ -10,91 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packages import installed
+from local_tasks import write_tasks
 from served import NAME, Live
-
-PACKAGES = (
-    "lm_eval==0.4.13", "accelerate==1.15.0", "chardet==6.0.0.post1", "colorama==0.4.6", "DataProperty==1.1.1",
-    "datasets==5.2.0", "dill==0.4.1", "evaluate==0.4.6", "joblib==1.6.0", "lxml==6.1.3", "mbstrdecoder==1.1.5",
-    "more-itertools==11.2.1", "multiprocess==0.70.19", "narwhals==2.29.0", "nltk==3.10.4", "pandas==3.1.1",
-    "pathvalidate==3.3.1", "portalocker==4.4.2", "pyarrow==26.0.1", "pytablewriter==1.2.1", "pytz==2026.6",
-    "rouge_score==0.1.2", "sacrebleu==2.6.0", "scikit-learn==1.9.1", "scipy==1.17.1", "sqlitedict==2.1.0",
-    "tabledata==1.3.5", "tabulate==0.10.0", "tcolorpy==0.1.7", "tenacity==9.1.2", "threadpoolctl==3.8.0",
-    "typepy==1.3.5", "word2number==1.1",
-)  # fmt: skip
-"""The harness and what it needs, all of it: nothing else of the tests wants these."""
-
-CHOICE = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{label}}}}"
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
-"""
-
-ROLLING = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{{{question}}}}"
-metric_list: [{{metric: word_perplexity}}, {{metric: bits_per_byte}}]
-"""
-
-UNTIL = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{choices[0]}}}}"
-generation_kwargs: {{until: ["e", "a"], max_gen_toks: 24, do_sample: false}}
-metric_list: [{{metric: exact_match}}]
-"""
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three tasks over the same twelve documents."""
-    folder = tmp_path_factory.mktemp("tasks")
-    names = [
-        "import",
-        "return",
-        "def f",
-        "assert x",
-        "for each",
-        "yield",
-        "class A",
-        "from b",
-        "with c",
-        "not d",
-        "if e",
-        "else",
-    ]
-    rows = [
-        {"question": f"{name} is what comes:", "choices": [" " + name, " nothing", " x == y"],
-         "label": n % 3}
-        for n, name in enumerate(names)
-    ]  # fmt: skip
-    data = folder / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, text in (("choice", CHOICE), ("rolling", ROLLING), ("until", UNTIL)):
-        (folder / f"{name}.yaml").write_text(text.format(name=f"local_{name}", data=data))
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 def evaluate(tasks: Path, output: Path, model: str, arguments: str) -> dict[str, Any]:
     """The metrics, by task, that `lm_eval` writes, and the log-likelihoods or texts of every document."""
-    packages = installed("lm-eval-0.4.13", PACKAGES)
     environment = {
-        **os.environ, "PYTHONPATH": str(packages), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
+        **os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
         "HF_HOME": str(output / "home"), "OMP_NUM_THREADS": "1", "OPENAI_API_KEY": "none",
     }  # fmt: skip
     command = [
