@@ -59,6 +59,7 @@ def results() -> str:
     from neoxkit.convert.compare import Comparison
     from neoxkit.convert.contents import Report
     from neoxkit.convert.describe import describe
+    from neoxkit.convert.push.publish import Published
     from neoxkit.eval.scores import Scores
     from neoxkit.serve.answers import Answer
     from neoxkit.train.estimate import Estimate
@@ -69,6 +70,7 @@ def results() -> str:
         "diff": [Comparison.json],
         "gc": [Removal.json],
         "plan": [Estimate.json],
+        "push": [Published.json],
         "generate": [Answer.json],
         "scores": [Scores.json],
     }

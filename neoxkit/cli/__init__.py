@@ -30,6 +30,7 @@ COMMANDS = {
     "report": ("neoxkit.cli.report", "Make a page of HTML of how a run went."),
     "import": ("neoxkit.cli.import_", "Make a checkpoint of a model that another program wrote."),
     "export": ("neoxkit.cli.export", "Make a Hugging Face model of a checkpoint."),
+    "push": ("neoxkit.cli.push", "Publish a checkpoint on the Hugging Face Hub."),
     "reshard": ("neoxkit.cli.reshard", "Cut a checkpoint for another number of devices."),
     "inspect": ("neoxkit.cli.inspect", "Show what is in a checkpoint."),
     "verify": ("neoxkit.cli.verify", "Check that a checkpoint is whole and unaltered."),

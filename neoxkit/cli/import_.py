@@ -10,6 +10,8 @@ from neoxkit.checkpoint.store import Place
 from neoxkit.cli import options
 from neoxkit.errors import ConfigError
 
+_AS_IT_IS = "leave out --tokenizer, --no-tokenizer, --assume, --config and --dry-run"
+
 
 @click.command()
 @click.argument("source", type=options.PLACE)
@@ -52,7 +54,8 @@ def command(
     cache), or a folder: a Hugging Face folder (config.json and safetensors or .bin files), Meta's files of a
     Llama model (consolidated.NN.pth and params.json), Mistral's (consolidated.safetensors and
     params.json) or a checkpoint of gpt-neox (a global_step folder, or the one with the file latest),
-    whose optimizer comes along where it is there. DESTINATION becomes the checkpoint, cut for --tp and --pp.
+    whose optimizer comes along where it is there. What `neoxkit push --as neoxkit` published is a
+    checkpoint already, and comes with all it has. DESTINATION becomes the checkpoint, cut for --tp and --pp.
     Folders may be URLs of an object store: s3://BUCKET/FOLDER.
     """
     from neoxkit.checkpoint.attempt import check_destination
@@ -66,12 +69,19 @@ def command(
     fetched = fetch(name) if name else Fetched(source, None)
 
     from neoxkit.convert.copy import Converted
+    from neoxkit.convert.hub_checkpoint import import_checkpoint, is_published
     from neoxkit.convert.open import open_foreign
     from neoxkit.convert.transfer import file_sizes, import_model, parts_for
     from neoxkit.mesh import Mesh
 
-    model = open_foreign(fetched.folder, options.assumptions(assume), config, state=not weights_only)
     mesh, kept = Mesh(tp=tp, pp=pp, ep=ep, dp=ep), options.safetensors_dtype(dtype)
+    if name is not None and is_published(fetched.folder):
+        if tokenizer is not None or no_tokenizer or assume or config or dry_run:
+            raise ConfigError(f"{name}: a checkpoint of neoxkit, which is taken as it is", _AS_IT_IS)
+        import_checkpoint(fetched.folder, destination, mesh, kept, weights_only, force, fetched.origin)
+        options.print_checkpoint(destination)
+        return
+    model = open_foreign(fetched.folder, options.assumptions(assume), config, state=not weights_only)
     if dry_run:
         options.print_plan(file_sizes(parts_for(Converted(model, kept), model.names(), mesh)))
         return

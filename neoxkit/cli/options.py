@@ -183,8 +183,18 @@ def stopped_in_order(destination: Place) -> Iterator[list[int]]:
 
     On a disk the next command removes what one leaves; in a store nobody sees it, and it costs money.
     """
+    if not isinstance(destination, StorePath):
+        yield []
+        return
+    with terminated_as_interrupted() as signals:
+        yield signals
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[list[int]]:
+    """Let SIGTERM interrupt a command as Ctrl-C does. Yields the signals that came."""
     signals: list[int] = []
-    if not isinstance(destination, StorePath) or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield signals
         return
 

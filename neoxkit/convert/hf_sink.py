@@ -16,7 +16,7 @@ from torch import Tensor
 from neoxkit.checkpoint import Source
 from neoxkit.checkpoint.dtypes import TORCH, octets
 from neoxkit.checkpoint.folder import CLAIM
-from neoxkit.checkpoint.format import ITEM_BYTES, MODEL
+from neoxkit.checkpoint.format import CONFIG, ITEM_BYTES, MODEL
 from neoxkit.checkpoint.output import OutputFile
 from neoxkit.checkpoint.safetensors_file import tensor_bytes
 from neoxkit.checkpoint.store import Place, StorePath
@@ -84,51 +84,32 @@ def _slots(rule: Rule, source: Source) -> list[tuple[str, Slot]]:
     return [(key, Slot(min(found), tuple(tensor.shape))) for key, tensor in theirs]
 
 
-class HuggingFaceSink:
-    """Writes a model's folder aside, and names it once it is whole and on stable storage.
+def described(family: Family, source: Source, shards: Mapping[str, Mapping[str, Slot]]) -> dict[str, bytes]:
+    """The files that say what the weight files are: config.json, and an index when there are several."""
+    slots = {key: slot for shard in shards.values() for key, slot in shard.items()}
+    config = {**write_config(family, source.config), **_dtype_keys(slots), "transformers_version": OLDEST}
+    files = {CONFIG: pretty(config)}
+    if len(shards) > 1:
+        elements = sum(volume(whole(slot.shape)) for slot in slots.values())
+        about = {"total_parameters": elements, "total_size": sum(slot.bytes for slot in slots.values())}
+        file_of = {key: name for name, shard in shards.items() for key in shard}
+        files["model.safetensors.index.json"] = pretty({"metadata": about, "weight_map": file_of})
+    return files
 
-    `source` is what will be copied from; `files` is what else belongs in the folder, by name.
-    Leaving a `with` block without a commit removes what was written. Raises ConversionError when the
-    model does not fit the family, CheckpointError when `folder` exists (with `force`: when it exists
-    and is no model's folder).
+
+class Joining:
+    """Blocks of our tensors become tensors of theirs: what is fused waits until all of it is whole.
+
+    A subclass says in `_put` where theirs go; `shards` are their tensors by weight file.
     """
 
-    def __init__(
-        self, folder: Place, family: Family, source: Source, files: Mapping[str, bytes], most: int, force: bool = False
-    ) -> None:
-        self._attempt = attempt_at(folder, not_a_model, force)
-        self.folder: Place = self._attempt.folder
+    def __init__(self, family: Family, source: Source, shards: Mapping[str, Mapping[str, Slot]]) -> None:
         self._rules = {name: rule for rule in expand(family, source.config) for name in rule.ours}
         self._shapes = {name: source.spec(MODEL + name).shape for name in self._rules}
         self._waiting: dict[str, Tensor] = {}
         self._left: dict[str, int] = {}  # elements that a waiting tensor lacks
-        shards = plan_shards(family, source, most)
         self._file_of = {key: name for name, shard in shards.items() for key in shard}
-        slots = {key: slot for shard in shards.values() for key, slot in shard.items()}
-        self.bytes = sum(slot.bytes for slot in slots.values())
-        config = {**write_config(family, source.config), **_dtype_keys(slots), "transformers_version": OLDEST}
-        self._config = pretty(config)
-        self._files = dict(files)
-        if len(shards) > 1:
-            elements = sum(volume(whole(slot.shape)) for slot in slots.values())
-            about = {"total_parameters": elements, "total_size": self.bytes}
-            self._files["model.safetensors.index.json"] = pretty({"metadata": about, "weight_map": self._file_of})
-        self._threads = ThreadPoolExecutor(3)
-        self._outputs: dict[str, OutputFile] = {}
-        try:
-            self._attempt.make(self.bytes + sum(map(len, self._files.values())))
-            for name, shard in shards.items():
-                tensors = {key: (slot.dtype, slot.shape) for key, slot in shard.items()}
-                self._outputs[name] = self._attempt.output(name, tensors, ITEM_BYTES, {"format": "pt"})
-        except BaseException:
-            self.abort()
-            raise
-
-    def __enter__(self) -> HuggingFaceSink:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.abort()
+        self.bytes = sum(slot.bytes for shard in shards.values() for slot in shard.values())
 
     def names(self) -> list[str]:
         """What to write, those of one rule side by side, so that least is kept in memory."""
@@ -153,6 +134,46 @@ class HuggingFaceSink:
             for key, tensor in zip(rule.theirs, joined, strict=True):
                 self._put(key, whole(tuple(tensor.shape)), tensor)
 
+    def _put(self, key: str, box: Box, value: Tensor) -> None:
+        """Take a block of one of their tensors."""
+        raise NotImplementedError
+
+
+class HuggingFaceSink(Joining):
+    """Writes a model's folder aside, and names it once it is whole and on stable storage.
+
+    `source` is what will be copied from; `files` is what else belongs in the folder, by name.
+    Leaving a `with` block without a commit removes what was written. Raises ConversionError when the
+    model does not fit the family, CheckpointError when `folder` exists (with `force`: when it exists
+    and is no model's folder).
+    """
+
+    def __init__(
+        self, folder: Place, family: Family, source: Source, files: Mapping[str, bytes], most: int, force: bool = False
+    ) -> None:
+        self._attempt = attempt_at(folder, not_a_model, force)
+        self.folder: Place = self._attempt.folder
+        shards = plan_shards(family, source, most)
+        super().__init__(family, source, shards)
+        self._files = {**files, **described(family, source, shards)}
+        self._config = self._files.pop(CONFIG)
+        self._threads = ThreadPoolExecutor(3)
+        self._outputs: dict[str, OutputFile] = {}
+        try:
+            self._attempt.make(self.bytes + sum(map(len, self._files.values())))
+            for name, shard in shards.items():
+                tensors = {key: (slot.dtype, slot.shape) for key, slot in shard.items()}
+                self._outputs[name] = self._attempt.output(name, tensors, ITEM_BYTES, {"format": "pt"})
+        except BaseException:
+            self.abort()
+            raise
+
+    def __enter__(self) -> HuggingFaceSink:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.abort()
+
     def commit(self) -> None:
         """Name the folder. Nothing is visible before this."""
         for path, output in self._outputs.items():
@@ -161,7 +182,7 @@ class HuggingFaceSink:
         self._outputs.clear()
         for name, data in self._files.items():
             self._attempt.save(name, data)
-        self._attempt.commit("config.json", self._config)
+        self._attempt.commit(CONFIG, self._config)
         self._threads.shutdown()
 
     def abort(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from neoxkit.checkpoint.format import MANIFEST, parse
 from neoxkit.checkpoint.store import Place, StorePath
 from neoxkit.convert.weight_names import PARAMS, SHARD, SINGLE, WHOLE
 from neoxkit.data.tokenizer import NAMES
@@ -53,12 +54,18 @@ def named(source: Place) -> Named | None:
     """
     if isinstance(source, StorePath):
         return None
-    match = _NAME.fullmatch(source.as_posix())
-    if match is None or source.exists():
+    found = spelled(source.as_posix())
+    if found is None or source.exists():
         return None
     if not source.as_posix().startswith("hf:") and Path(source.parts[0]).exists():
         return None
-    return Named(match["name"], match["revision"])
+    return found
+
+
+def spelled(text: str) -> Named | None:
+    """The name that a text is: ORG/NAME or ORG/NAME@REVISION, hf:// before it or not; None for another text."""
+    match = _NAME.fullmatch(text)
+    return Named(match["name"], match["revision"]) if match else None
 
 
 def fetch(model: Named) -> Fetched:
@@ -92,7 +99,7 @@ def fetch(model: Named) -> Fetched:
     commit = str(about.sha)
     try:
         wanted = _wanted(model, sizes, commit)
-        with _shown(f"fetch {model}", sum(sizes[name] for name in wanted)):
+        with shown(f"fetch {model}", sum(sizes[name] for name in wanted)):
             # by the branch's name and not its commit: the cache then knows it when there is no network
             folder = Path(huggingface_hub.snapshot_download(model.name, revision=model.revision, allow_patterns=wanted))
     except HfHubHTTPError as error:
@@ -108,6 +115,8 @@ def fetch(model: Named) -> Fetched:
 def _wanted(model: Named, sizes: Mapping[str, int], commit: str) -> list[str]:
     """The files to fetch: configuration, tokenizer, and weights once: safetensors before `.bin` before Meta's.
 
+    Of a checkpoint of neoxkit's, all that its manifest lists.
+
     Raises CheckpointError when there are no weights.
     """
     small = [name for name in ("config.json", *NAMES) if name in sizes]
@@ -117,6 +126,8 @@ def _wanted(model: Named, sizes: Mapping[str, int], commit: str) -> list[str]:
             return [*small, index, *_indexed(model, index, commit, sizes)]
         if name in sizes:
             return [*small, name]
+    if MANIFEST in sizes:
+        return [MANIFEST, *_listed(model, commit, sizes)]
     if PARAMS in sizes:
         if WHOLE in sizes:
             return [*small, PARAMS, WHOLE]
@@ -129,6 +140,19 @@ def _wanted(model: Named, sizes: Mapping[str, int], commit: str) -> list[str]:
         f"{model}: the Hub has no {', no '.join(SINGLE)} and no params.json with consolidated files of it",
         "choose a model with weights in one of these forms",
     )
+
+
+def _listed(model: Named, commit: str, sizes: Mapping[str, int]) -> list[str]:
+    """The files of a checkpoint of neoxkit's. Those which the Hub does not have are an error."""
+    import huggingface_hub
+
+    path = huggingface_hub.hf_hub_download(model.name, MANIFEST, revision=commit, etag_timeout=PATIENCE)
+    files = [each.path for each in parse(Path(path).read_bytes(), f"{model}: {MANIFEST}").files]
+    if missing := [name for name in files if name not in sizes]:
+        raise CheckpointError(
+            f"{model}: the Hub has no {missing[0]}, which its manifest names", "choose another revision"
+        )
+    return files
 
 
 def _indexed(model: Named, index: str, commit: str, sizes: Mapping[str, int]) -> list[str]:
@@ -194,8 +218,10 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _shown(what: str, size: int) -> Iterator[None]:
+def shown(what: str | None, size: int) -> Iterator[None]:
     """huggingface_hub's own bars on a terminal; elsewhere one line at the end, as for all long work.
+
+    Without a `what`, nothing is shown at all: for work that is over at once.
 
     Its log is held back: five lines for each attempt to go on, before an error that says the same.
     """
@@ -204,10 +230,13 @@ def _shown(what: str, size: int) -> Iterator[None]:
     level, bars = logging.get_verbosity(), not are_progress_bars_disabled()
     logging.set_verbosity_error()
     try:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and what is not None:
             yield
             return
         disable_progress_bars()
+        if what is None:
+            yield
+            return
         with progress(what, size):
             yield
     finally:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from neoxkit.checkpoint import Source
 from neoxkit.checkpoint.format import MODEL
@@ -18,7 +18,7 @@ from neoxkit.convert.hf_sink import ORIGIN, HuggingFaceSink, plan_shards
 from neoxkit.convert.load import check_model
 from neoxkit.convert.model_card import CARD, model_card
 from neoxkit.convert.open import Foreign
-from neoxkit.convert.tokenizer import check_vocabulary, exported_files, generation_differences, imported_files
+from neoxkit.convert.tokenizer import check_vocabulary, exported_files, generation_differences, imported_files, pretty
 from neoxkit.data.tokenizer import FILE, tokenizer_contents
 from neoxkit.errors import ConfigError, ConversionError
 from neoxkit.families import FAMILIES, by_name
@@ -120,10 +120,11 @@ def reshard(
     weights_only: bool = False,
     force: bool = False,
     layout: Layout | None = None,
+    event: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint once more, cut for another mesh. Everything else is kept as it is.
 
-    Raises as `kept_names` and `import_model` do.
+    `event` is what the lineage says was done, when it is more than that. Raises as `kept_names` and `import_model` do.
     """
     names = kept_names(checkpoint, dtype, weights_only)
     source = Converted(checkpoint, dtype)
@@ -137,7 +138,7 @@ def reshard(
         step=manifest.step,
         samples=manifest.samples,
         tokens=manifest.tokens,
-        lineage=[*manifest.lineage, {"event": "reshard", "model": checkpoint.fingerprint}],
+        lineage=[*manifest.lineage, event or {"event": "reshard", "model": checkpoint.fingerprint}],
         run_yaml=checkpoint.run_yaml,
         tokenizer=tokenizer_contents(checkpoint.tokenizer) if checkpoint.tokenizer else None,
         trainer=None if weights_only else checkpoint.trainer_state(),
@@ -216,7 +217,7 @@ def export_model(
     for said in filter(None, cautions):
         warn(said)
     files = exported_files(checkpoint.tokenizer, checkpoint.config, family)
-    files[ORIGIN] = _origin(checkpoint)
+    files[ORIGIN] = pretty(origin_of(checkpoint))
     files[CARD] = model_card(folder.name, checkpoint, source, family, FILE in files)
     with HuggingFaceSink(folder, family, source, files, most, force) as sink:
         with progress(f"export {checkpoint.path}", sink.bytes) as bar:
@@ -224,13 +225,12 @@ def export_model(
         sink.commit()
 
 
-def _origin(checkpoint: Checkpoint) -> bytes:
-    """Which weights an exported model was made of."""
+def origin_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Which weights an exported model was made of: the fingerprint, step, tokens and lineage."""
     manifest = checkpoint.manifest
-    origin = {
+    return {
         "model": checkpoint.fingerprint,
         "step": manifest.step,
         "tokens": manifest.tokens,
-        "lineage": manifest.lineage,
+        "lineage": list(manifest.lineage),
     }
-    return json.dumps(origin, indent=2).encode() + b"\n"

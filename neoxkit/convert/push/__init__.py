@@ -1,0 +1,5 @@
+"""Publishing models on the Hugging Face Hub, and results of their evaluation. See docs/publishing.md."""
+
+from neoxkit.convert.push.card import add_results
+
+__all__ = ["add_results"]
