@@ -10,10 +10,12 @@ import click
 
 from neoxkit.checkpoint.store import Place
 from neoxkit.cli import options
+from neoxkit.cli.push import target_of
 from neoxkit.cli.running import COUNT, ModelOptions, model_options
 from neoxkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from neoxkit.convert.hub import Named
     from neoxkit.eval.benchmark import Benchmarks, Results
     from neoxkit.eval.replicas import Model
 
@@ -107,6 +109,7 @@ def task_options(function: options.Decorated) -> options.Decorated:
     metavar="SECONDS",
     help="How often --watch looks for checkpoints.",
 )
+@click.option("--push", "repo", metavar="REPO[@BRANCH]", help="Add the results to the card of this model on the Hub.")
 @click.option("--name", metavar="NAME", help="What the model is called in the results; SOURCE when left out.")
 @click.option("--batch", type=Batch(), default=AUTO, show_default=True, metavar="N", help="Texts at once, or auto.")
 @click.option(
@@ -121,6 +124,7 @@ def command(
     output: Path | None,
     watch: bool,
     poll: float,
+    repo: str | None,
     name: str | None,
     batch: int | None,
     dp: int,
@@ -142,7 +146,10 @@ def command(
     if source is None:
         raise click.UsageError("Missing argument 'SOURCE'.", click.get_current_context())
     measures_texts = bool(files or listing)
-    check_modes(bool(given["tasks"]), measures_texts, {**given, "output": output, "watch": watch, "name": name})
+    more = {"output": output, "watch": watch, "push": repo, "name": name}
+    check_modes(bool(given["tasks"]), measures_texts, {**given, **more})
+    if watch and repo is not None:
+        raise click.UsageError("--push is for the results of one model, not for --watch", click.get_current_context())
     if measures_texts:
         texts(source, files, listing, asked, batch, dp, as_json)
         return
@@ -150,12 +157,18 @@ def command(
     if watch:
         watched(source, wanted, asked, batch, dp, output, name, poll, as_json)
         return
-    found = benchmarks(source, wanted, asked, batch, dp, output, name or str(source))
+    target = None if repo is None else target_of(repo, None)
+    found = benchmarks(source, wanted, asked, batch, dp, output, name or str(source), target)
 
     from neoxkit.eval.benchmark import as_json as in_json
     from neoxkit.eval.benchmark import table
 
     click.echo(in_json(found) if as_json else table(found))
+    if target is not None:
+        from neoxkit.convert.push import add_results
+        from neoxkit.log import note
+
+        note(f"added to the card: {add_results(target.name, [json.loads(in_json(found))], target.revision)}")
 
 
 def check_modes(tasks: bool, measures_texts: bool, given: dict[str, Any]) -> None:
@@ -202,8 +215,9 @@ def benchmarks(
     dp: int,
     output: Path | None,
     name: str,
+    target: Named | None = None,
 ) -> Results:
-    """Run benchmarks."""
+    """Run benchmarks. That their results can be added to a `target` on the Hub is seen to before."""
     from contextlib import ExitStack
 
     from neoxkit.convert.open import open_any
@@ -219,6 +233,10 @@ def benchmarks(
         raise ConfigError(f"--output {output}: not a folder", "name a folder")
     opening = asked.opening(source, limits_of(batch, asked.device))
     described = about(source, open_any(source, options.assumptions(asked.assume), asked.config))
+    if target is not None:
+        from neoxkit.convert.push import check_results_can_be_added
+
+        check_results_can_be_added(target.name, described["model_sha"], target.revision)
     with ExitStack() as stack:
         model: Model = stack.enter_context(open_model(opening, dp))
         journal = None

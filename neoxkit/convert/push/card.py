@@ -12,7 +12,7 @@ from neoxkit.convert.model_card import CARD
 from neoxkit.convert.push.content import Content
 from neoxkit.convert.push.repository import MAIN, Held, Repository
 from neoxkit.convert.push.results import Results, check, include, measured
-from neoxkit.errors import CheckpointError
+from neoxkit.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -87,6 +87,30 @@ def _parsed(text: bytes, name: str) -> ModelCard:
         ) from error
 
 
+def check_results_can_be_added(repo: str, fingerprint: str, revision: str | None = None) -> None:
+    """Raise as `add_results` would for results of the model with this fingerprint, before they are there."""
+    repository = Repository(Named(repo, None if revision == MAIN else revision))
+    if (model := _model(_held(repository)[0])) not in (None, fingerprint):
+        raise DataError(f"{repository}: it holds the model {model}, not {fingerprint}", "name that of this model")
+
+
+def _held(repository: Repository) -> tuple[Held, str]:
+    """What a repository holds that results can be added to, and its newest commit."""
+    from huggingface_hub.utils import get_token
+
+    if get_token() is None:
+        raise no_token(repository)
+    held = repository.look()
+    if held.head is None:
+        raise CheckpointError(f"{repository}: no such repository or revision, or a private one", "check the name")
+    return held, held.head
+
+
+def _model(held: Held) -> str | None:
+    """The fingerprint of the model that is held, where it is known."""
+    return str(held.origin["model"]) if held.origin and "model" in held.origin else None
+
+
 def add_results(repo: str, results: Sequence[Results], revision: str | None = None) -> str:
     """Add results of lm-evaluation-harness to the card of a repository; returns the address of the commit.
 
@@ -95,26 +119,20 @@ def add_results(repo: str, results: Sequence[Results], revision: str | None = No
     CheckpointError when there is no such repository, or it cannot be written to; DataError for what is
     no results file, and for results of another model, by `config.model_sha`, than neoxkit.json names.
     """
-    from huggingface_hub.utils import get_token
-
     new = measured(results)
     repository = Repository(Named(repo, None if revision == MAIN else revision))
-    if get_token() is None:
-        raise no_token(repository)
     for last in (False, False, True):
-        held = repository.look()
-        if held.head is None:
-            raise CheckpointError(f"{repository}: no such repository or revision, or a private one", "check the name")
-        check(results, str(held.origin["model"]) if held.origin and "model" in held.origin else None)
-        before = repository.read(CARD, held.head) if CARD in held.sizes else b"---\nlibrary_name: transformers\n---\n"
+        held, head = _held(repository)
+        check(results, _model(held))
+        before = repository.read(CARD, head) if CARD in held.sizes else b"---\nlibrary_name: transformers\n---\n"
         card = _parsed(before, str(repository))
         include(card, new, repo.rpartition("/")[2])
         text = str(card).encode()
         repository.validate(text)
         try:
-            commit = repository.publish(held.head, repository.send({CARD: text}), (), "Add results of evaluations")
+            commit = repository.publish(head, repository.send({CARD: text}), (), "Add results of evaluations")
         except CheckpointError:
-            if last or repository.look().head == held.head:
+            if last or repository.look().head == head:
                 raise
             continue  # somebody else was first: their card is read anew
         return f"{repository.url}/commit/{commit}"

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import yaml
 from hub_store import Fault, File, Hub
+from local_tasks import write_tasks
 from pushing import fine, refused
+from safetensors.torch import load_file, save_file
+from served import make_model
 
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.convert.push.card import add_results
@@ -175,3 +178,27 @@ def test_what_a_person_wrote_stays(hub: Hub, neoxkit, model: Path, save, tensors
     assert "config.json" in hub.files(REPO)
     assert not [name for name in hub.files(REPO) if name in ("model.safetensors", "tokenizer.json")]
     assert not hub.broken
+
+
+def test_eval_adds_what_it_has_measured(
+    hub: Hub, neoxkit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    write_tasks(tmp_path / "tasks")
+    make_model(tmp_path / "hf")
+    fine(neoxkit("import", tmp_path / "hf", tmp_path / "checkpoint"))
+    fine(neoxkit("push", tmp_path / "checkpoint", REPO))
+    options = ["--tasks", "local_choice", "--include-path", tmp_path / "tasks", "--device", "cpu", "--push"]
+    done = neoxkit("eval", tmp_path / "checkpoint", *options, REPO, "--json")
+    measured = json.loads(fine(done))["results"]["local_choice"]["acc,none"]
+    assert f"added to the card: {hub.url}/{REPO}/commit/" in done.stderr
+    assert values(hub)["local_choice", "acc"] == measured
+    commits = len(hub.repos[REPO].branches["main"])
+    refused(neoxkit("eval", tmp_path / "checkpoint", *options, "me/nothing"), "no such repository or revision")
+    weights = load_file(tmp_path / "hf/model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "hf/model.safetensors", {"format": "pt"})
+    fine(neoxkit("import", tmp_path / "hf", tmp_path / "other"))
+    fine(neoxkit("push", tmp_path / "other", "me/other"))
+    refused(neoxkit("eval", tmp_path / "checkpoint", *options, "me/other"), "it holds the model")
+    refused(neoxkit("eval", tmp_path, "--watch", *options, REPO), "--push is for the results of one model")
+    assert len(hub.repos[REPO].branches["main"]) == commits
