@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -113,8 +113,13 @@ class _Case:
         return "".join(self._pieces) if self.over else None
 
 
-def answered(desk: Desk, asks: Iterable[tuple[int, Ask]]) -> Iterator[tuple[int, Answer]]:
-    """The answers to asks with numbers, each as it is done; asks begin in their order."""
+def answered(
+    desk: Desk, asks: Iterable[tuple[int, Ask]], interrupted: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[int, Answer]]:
+    """The answers to asks with numbers, each as it is done; asks begin in their order.
+
+    Raises KeyboardInterrupt between two passes when it is `interrupted`: in one, other ranks would wait.
+    """
     waiting = iter(asks)
     exhausted = False
     while not exhausted or desk.open:
@@ -126,6 +131,8 @@ def answered(desk: Desk, asks: Iterable[tuple[int, Ask]]) -> Iterator[tuple[int,
                 desk.take(*following)
         if desk.open:
             yield from desk.tick()
+        if interrupted():
+            raise KeyboardInterrupt
 
 
 def in_good_order(asks: Sequence[Ask]) -> Iterable[tuple[int, Ask]]:

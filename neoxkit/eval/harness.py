@@ -67,6 +67,7 @@ class NeoxkitLM(TemplateLM):
         self._model, self._about, self._journal = model, dict(about or {}), journal
         self._words = model.tokenizer
         self._bos, self._prefix, self.max_gen_toks = add_bos_token, prefix_token_id, max_gen_toks
+        self._named: str | None = None  # of several chat templates
 
     @property
     def eot_token_id(self) -> int:
@@ -175,8 +176,6 @@ class NeoxkitLM(TemplateLM):
             return None
         self._named = chat_template if isinstance(chat_template, str) else None
         return self._template().text
-
-    _named: str | None = None
 
     def _template(self) -> ChatTemplate:
         folder = place(self._model.facts.tokenizer)

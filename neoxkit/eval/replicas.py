@@ -22,6 +22,7 @@ from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.errors import NeoxkitError
 from neoxkit.eval.desk import Answer, Ask, Desk, answered
 from neoxkit.log import silence
+from neoxkit.serve.interrupts import interrupts
 from neoxkit.serve.start import Serving
 
 Opening: TypeAlias = Callable[[], Serving]
@@ -79,7 +80,8 @@ class Local:
 
     def answered(self, asks: Iterable[tuple[int, Ask]]) -> Iterator[tuple[int, Answer]]:
         """As Model."""
-        return answered(Desk(self._serving.engine, self.tokenizer), asks)
+        with interrupts() as interrupted:
+            yield from answered(Desk(self._serving.engine, self.tokenizer), asks, interrupted)
 
     def __enter__(self) -> Local:
         return self
