@@ -36,7 +36,18 @@ def installed(name: str, requirements: Sequence[str]) -> Path:
     if folder.is_dir():
         return folder
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(aside), *requirements]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--no-deps",
+        "--target",
+        str(aside),
+        *requirements,
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         if done.returncode:

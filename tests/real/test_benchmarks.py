@@ -64,7 +64,7 @@ OWN = {
 }
 """The harness's own files."""
 
-DOCUMENTS = 5
+DOCUMENTS = 3
 
 
 @pytest.fixture(scope="module")
@@ -124,4 +124,4 @@ def test_scores_of_a_real_model(original: Path, tasks: Path) -> None:
         for key, value in row.items():
             exact = value if isinstance(value, str) or key.startswith("acc") else pytest.approx(value, rel=1e-3)
             assert metrics(ours)[task][key] == exact, (task, key)
-    assert metrics(ours)["sciq_here"]["acc,none"] >= 0.6
+    assert metrics(ours)["sciq_here"]["acc,none"] > 0.5
