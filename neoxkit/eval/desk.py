@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.serve.engine import Engine
-from neoxkit.serve.request import Event, Request
+from neoxkit.serve.request import Event, Likelihood, Request
 from neoxkit.serve.text import TextStream
 
 
@@ -35,21 +35,13 @@ class Ask:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Likelihood:
-    """The natural logarithm of the probability of some tokens, and whether each is the likeliest where it stands."""
-
-    logprob: float
-    greedy: bool
-
-
 Answer: TypeAlias = Likelihood | str
 
 
 def likelihood_of(ids: Iterable[int], count: int) -> Ask:
     """The ask for the likelihood of the last `count` of these tokens."""
     row = tuple(ids)
-    return Ask(Request(row, max_tokens=0, logprobs=1, scored_from=len(row) - count))
+    return Ask(Request(row, max_tokens=0, scored_from=len(row) - count, summed=True))
 
 
 class Desk:
@@ -103,8 +95,7 @@ class _Case:
         """Take note of what the engine says; the answer, if it is over with that."""
         if self._text is None:
             self.over = True
-            greedy = all(each.token == each.alternatives[0][0] for each in event.prompt)
-            return Likelihood(sum(each.logprob for each in event.prompt), greedy)
+            return event.likelihood
         if event.token is not None:
             self._pieces.append(self._text.add(event.token))
         if event.finish is not None:

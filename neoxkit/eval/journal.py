@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import BinaryIO
 
 from neoxkit.errors import DataError
-from neoxkit.eval.desk import Answer, Ask, Likelihood
+from neoxkit.eval.desk import Answer, Ask
+from neoxkit.serve.request import Likelihood
 
 
 def key_of(ask: Ask) -> str:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from neoxkit.eval.desk import Likelihood, in_good_order, likelihood_of
+from neoxkit.eval.desk import in_good_order, likelihood_of
 from neoxkit.eval.replicas import Model
 from neoxkit.log import Progress, Silent
+from neoxkit.serve.request import Likelihood
 
 SILENT = Silent()
 

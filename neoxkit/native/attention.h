@@ -41,6 +41,22 @@ void score(const float* q, int64_t dim, const float* key, float scale, float* sc
     }
 }
 
+// Scores of one query head with K keys, which lie `row` apart: as many sums at once hide how long one takes.
+template <int K>
+void score_alone(const float* q, int64_t dim, const float* key, int64_t row, float scale, float* scores) {
+    Wide sums[K] = {};
+    int64_t d = 0;
+    for (; d + LANES <= dim; d += LANES) {
+        const Wide query = load(q + d);
+        for (int k = 0; k < K; ++k) sums[k] += query * load(key + k * row + d);
+    }
+    for (int k = 0; k < K; ++k) {
+        float sum = total(sums[k]);
+        for (int64_t rest = d; rest < dim; ++rest) sum += q[rest] * key[k * row + rest];
+        scores[k] = sum * scale;
+    }
+}
+
 void score(int64_t shared, const float* q, int64_t dim, const float* key, float scale, float* scores,
            int64_t stride) {
     for (; shared >= 4; shared -= 4, q += 4 * dim, scores += 4 * stride) score<4>(q, dim, key, scale, scores, stride);
@@ -73,19 +89,27 @@ void softmax(float* scores, int64_t count) {
     for (int64_t i = 0; i < padded; i += LANES) store(scores + i, load(scores + i) * scale);
 }
 
-// Adds the values of COUNT tokens, by their weights, to the mix of a query head.
-template <int COUNT>
-void mix(const float* values, int64_t stride, int64_t dim, const float* weights, float* out) {
-    Wide weight[COUNT];
-    for (int i = 0; i < COUNT; ++i) weight[i] = all(weights[i]);
+// Adds the values of `count` tokens, which lie `row` apart, by their weights to the mix of a query head, one after the
+// other: in which runs they come changes nothing.
+void mix(const float* values, int64_t row, int64_t dim, const float* weights, int64_t count, float* out) {
+    constexpr int WIDE = 8;
     int64_t d = 0;
+    for (; d + WIDE * LANES <= dim; d += WIDE * LANES) {
+        Wide sums[WIDE];
+        for (int w = 0; w < WIDE; ++w) sums[w] = load(out + d + w * LANES);
+        for (int64_t i = 0; i < count; ++i) {
+            const Wide weight = all(weights[i]);
+            for (int w = 0; w < WIDE; ++w) sums[w] += weight * load(values + i * row + d + w * LANES);
+        }
+        for (int w = 0; w < WIDE; ++w) store(out + d + w * LANES, sums[w]);
+    }
     for (; d + LANES <= dim; d += LANES) {
         Wide sum = load(out + d);
-        for (int i = 0; i < COUNT; ++i) sum += weight[i] * load(values + i * stride + d);
+        for (int64_t i = 0; i < count; ++i) sum += all(weights[i]) * load(values + i * row + d);
         store(out + d, sum);
     }
     for (; d < dim; ++d)
-        for (int i = 0; i < COUNT; ++i) out[d] += weights[i] * values[i * stride + d];
+        for (int64_t i = 0; i < count; ++i) out[d] += weights[i] * values[i * row + d];
 }
 
 // Key heads from `begin` to `end` of one text, with all query heads that share them: `shared` each.
@@ -94,7 +118,12 @@ void attend_text(const float* q, const Pages& keys, const Pages& values, int64_t
     const int64_t dim = keys.dim, row = keys.heads * dim, stride = (last - first + LANES - 1) / LANES * LANES;
     for (int64_t token = first; token < last;) {
         const float* key = keys.at(token);
-        for (const int64_t stop = keys.end(token, last); token < stop; ++token, key += row)
+        const int64_t stop = keys.end(token, last);
+        for (; shared == 1 && token + 8 <= stop; token += 8, key += 8 * row)
+            for (int64_t head = begin; head < end; ++head)
+                score_alone<8>(q + head * dim, dim, key + head * dim, row, scale,
+                               scores + (head - begin) * stride + token - first);
+        for (; token < stop; ++token, key += row)
             for (int64_t head = begin; head < end; ++head)
                 score(shared, q + head * shared * dim, dim, key + head * dim, scale,
                       scores + (head - begin) * shared * stride + token - first, stride);
@@ -109,19 +138,12 @@ void attend_text(const float* q, const Pages& keys, const Pages& values, int64_t
     std::fill(out + begin * shared * dim, out + end * shared * dim, 0.0f);
     for (int64_t token = first; token < last;) {
         const float* value = values.at(token);
-        for (const int64_t stop = values.end(token, last); token < stop;) {
-            const int64_t count = stop - token >= 4 ? 4 : 1;
-            for (int64_t head = begin; head < end; ++head)
-                for (int64_t each = head * shared; each < (head + 1) * shared; ++each) {
-                    const float* weights = scores + (each - begin * shared) * stride + token - first;
-                    if (count == 4)
-                        mix<4>(value + head * dim, row, dim, weights, out + each * dim);
-                    else
-                        mix<1>(value + head * dim, row, dim, weights, out + each * dim);
-                }
-            token += count;
-            value += count * row;
-        }
+        const int64_t stop = values.end(token, last);
+        for (int64_t head = begin; head < end; ++head)
+            for (int64_t each = head * shared; each < (head + 1) * shared; ++each)
+                mix(value + head * dim, row, dim, scores + (each - begin * shared) * stride + token - first,
+                    stop - token, out + each * dim);
+        token = stop;
     }
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from neoxkit.errors import ConfigError, NeoxkitError
+from neoxkit.serve.likelihood import likelihood
 from neoxkit.serve.pages import Pages
 from neoxkit.serve.request import Event, Finish, Limits, Request, Scored, Statistics
 from neoxkit.serve.runner import Pass, pass_of
@@ -141,8 +142,12 @@ class Engine:
         """Keep the scores of prompts' tokens."""
         row = 0
         for text, first, count in scored:
-            tokens = text.ids[first : first + count]
-            text.scores += score(logits[row : row + count], tokens, text.request.logprobs or 0)
+            tokens, rows = text.ids[first : first + count], logits[row : row + count]
+            if text.request.summed:
+                text.likelihood += likelihood(rows, tokens)
+            else:
+                text.scores += score(rows, tokens, text.request.logprobs or 0)
+            text.scored += count
             row += count
 
     def _choose(self, logits: Tensor, texts: Sequence[Text]) -> list[Event]:
@@ -191,10 +196,12 @@ class Engine:
     ) -> Event:
         """An event; with the first one of a text, what is known of its prompt."""
         prompt: tuple[Scored, ...] = ()
+        summed = None
         cached = 0
         if not text.told:
             text.told = True
             prompt, cached = tuple(text.scores), text.cached
+            summed = text.likelihood if text.request.summed else None
             self._prompt_tokens += text.prompt
             self._cached_tokens += cached
-        return Event(text.number, token, scored, finish, stopped_by, prompt, cached)
+        return Event(text.number, token, scored, finish, stopped_by, prompt, cached, summed)

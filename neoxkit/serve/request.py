@@ -40,7 +40,7 @@ class Request:
     not part of it and is not chosen before `min_tokens` tokens. With `logprobs` each token comes with its
     log-probability and that many likeliest alternatives. With `scored_from` k, so do the tokens of the prompt from
     the k-th on, counted from 0 (the first token of a prompt has none); what lies before k may be shared with other
-    requests. `max_tokens` may be 0 where only the prompt is scored.
+    requests. With `summed` only the sum of these is told. `max_tokens` may be 0 where only the prompt is scored.
     """
 
     ids: tuple[int, ...]
@@ -50,6 +50,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
     scored_from: int | None = None
+    summed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,23 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class Likelihood:
+    """The natural logarithm of the probability of some tokens together, and whether each is the likeliest there."""
+
+    logprob: float = 0.0
+    greedy: bool = True
+
+    def __add__(self, other: Likelihood) -> Likelihood:
+        return Likelihood(self.logprob + other.logprob, self.greedy and other.greedy)
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something that became of a request in a tick.
 
     The last one has `finish`. One that finishes by a stop id has no token, and `stopped_by` is the id. The first one
-    has what is known of the prompt: how many of its tokens were `cached`, and `prompt`, if it was to be scored.
+    has what is known of the prompt: how many of its tokens were `cached`, and `prompt`, if it was to be scored, or the
+    `likelihood` of its tokens, if that was to be summed.
     """
 
     number: int
@@ -77,6 +90,7 @@ class Event:
     stopped_by: int | None = None
     prompt: tuple[Scored, ...] = ()
     cached: int = 0
+    likelihood: Likelihood | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from neoxkit.serve.pages import ROOT, Key, Pages
-from neoxkit.serve.request import Limits, Request, Scored
+from neoxkit.serve.request import Likelihood, Limits, Request, Scored
 
 
 @dataclass(eq=False, slots=True)
@@ -32,6 +32,8 @@ class Text:
     link: int = ROOT
     cached: int = 0
     scores: list[Scored] = field(default_factory=list)
+    likelihood: Likelihood = field(default_factory=Likelihood)
+    scored: int = 0
     begun: bool = False
     told: bool = False
 
@@ -59,7 +61,7 @@ class Text:
     def unscored(self) -> int:
         """The first token of the prompt whose score is wanted and not known; where none is, the prompt's length."""
         first = self.request.scored_from
-        return self.prompt if first is None else max(first, 1) + len(self.scores)
+        return self.prompt if first is None else max(first, 1) + self.scored
 
 
 class Work(NamedTuple):

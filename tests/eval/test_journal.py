@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from neoxkit.errors import DataError
-from neoxkit.eval.desk import Ask, Likelihood, likelihood_of
+from neoxkit.eval.desk import Ask, likelihood_of
 from neoxkit.eval.journal import Journal, key_of
-from neoxkit.serve.request import Request, Sampling
+from neoxkit.serve.request import Likelihood, Request, Sampling
 
 SCORE, SAY = likelihood_of([1, 2, 3], 2), Ask(Request((1, 2), max_tokens=4, stop_ids=frozenset({9, 3})), ("a",))
 
