@@ -96,8 +96,8 @@ _INDICES: dict[Path, dict[str, Any]] = {}
 NAMES = [f"local_{name}" for name in SHAPES]
 
 
-def write_tasks(folder: Path) -> Path:
-    """Write them, and their documents."""
+def write_tasks(folder: Path, growth: int = 12) -> Path:
+    """Write them, and their documents, of which each has so many parts more than the one before."""
     folder.mkdir(parents=True, exist_ok=True)
     words = ("import", "return", "def f", "assert x", "for each", "yield", "class A", "from b", "with c", "not d")
     rows: list[dict[str, Any]] = [
@@ -105,7 +105,7 @@ def write_tasks(folder: Path) -> Path:
             "question": f"{word} is what comes:" + " and then some more of it" * (n % 3),
             "choices": [" " + word, " nothing", f" x == {n}"],
             "label": n % 3,
-            "text": " ".join(f"{word} {place}" for place in range(3 + 12 * n)),
+            "text": " ".join(f"{word} {place}" for place in range(3 + growth * n)),
         }
         for n, word in enumerate(words)
     ]

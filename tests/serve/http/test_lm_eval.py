@@ -16,7 +16,7 @@ from served import NAME, Live
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("tasks"))
+    return write_tasks(tmp_path_factory.mktemp("tasks"), growth=2)  # all of them fit into the context
 
 
 def evaluate(tasks: Path, output: Path, model: str, arguments: str) -> dict[str, Any]:
