@@ -14,6 +14,7 @@ from neoxkit.checkpoint.folder import list_checkpoints, step_of
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.errors import CheckpointError, ConfigError
 from neoxkit.log import note, warn
+from neoxkit.train import metrics
 
 FILE = "evaluations.jsonl"
 """In a run's folder: a record for each checkpoint and each set of benchmarks.
@@ -36,16 +37,7 @@ def settings_key(settings: Mapping[str, Any]) -> str:
 
 def read(run: Path) -> list[dict[str, Any]]:
     """The records of a run in order. A line that a crash cut short, or that is no record, is left out."""
-    path = run / FILE
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and type(record.get("step")) is int:
-            found.append(record)
-    return found
+    return metrics.read(run, FILE)
 
 
 def scores(results: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
