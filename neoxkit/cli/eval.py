@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,12 +155,14 @@ def command(
     if measures_texts:
         texts(source, files, listing, asked, batch, dp, as_json)
         return
-    wanted = benchmarks_of(given)
+    with redirect_stdout(sys.stderr):  # which the harness, and what it loads, would write to
+        wanted = benchmarks_of(given)
     if watch:
         watched(source, wanted, asked, batch, dp, output, name, poll, as_json)
         return
     target = None if repo is None else target_of(repo, None)
-    found = benchmarks(source, wanted, asked, batch, dp, output, name or str(source), target)
+    with redirect_stdout(sys.stderr):
+        found = benchmarks(source, wanted, asked, batch, dp, output, name or str(source), target)
 
     from neoxkit.eval.benchmark import as_json as in_json
     from neoxkit.eval.benchmark import table
@@ -203,7 +207,9 @@ def print_tasks(include_path: tuple[Path, ...]) -> None:
     options.require("lm_eval", "eval")
     from neoxkit.eval.benchmark import Benchmarks, check_tasks
 
-    for task in check_tasks(Benchmarks(tasks=(), include_path=include_path)).all_tasks:
+    with redirect_stdout(sys.stderr):
+        known = check_tasks(Benchmarks(tasks=(), include_path=include_path)).all_tasks
+    for task in known:
         click.echo(task)
 
 
@@ -269,13 +275,15 @@ def watched(
     run = Path(source) if isinstance(source, Path) else None
     if run is None:
         raise ConfigError(f"{source}: --watch needs a folder of a disk", "evaluate its checkpoints one by one")
-    check_tasks(wanted)
+    with redirect_stdout(sys.stderr):
+        check_tasks(wanted)
     folder = output or run / "evaluation"
     settings = settings_key({**asdict(wanted), "dtype": asked.dtype, "context": asked.max_context})
 
     def evaluate(checkpoint: Path) -> Results:
         called = f"{name or run}-{checkpoint.name}"
-        return benchmarks(checkpoint, wanted, asked, batch, dp, folder, called)
+        with redirect_stdout(sys.stderr):
+            return benchmarks(checkpoint, wanted, asked, batch, dp, folder, called)
 
     for record in watch(run, evaluate, settings, poll):
         if as_json:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +84,7 @@ def evaluate(model: NeoxkitLM, benchmarks: Benchmarks, manager: Any, output: Pat
     """Evaluate a model; with an `output` folder, results and every answer are written there, as `name`.
 
     `manager` is what `check_tasks` gave. Files are those of the harness: NAME/results_DATE.json, and for each task
-    NAME/samples_TASK_DATE.jsonl. Raises what the harness raises.
+    NAME/samples_TASK_DATE.jsonl. The harness writes to standard output what it does. Raises what it raises.
     """
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
@@ -98,23 +96,22 @@ def evaluate(model: NeoxkitLM, benchmarks: Benchmarks, manager: Any, output: Pat
     ]
     matched = [each for task in known for each in (manager.match_tasks([task]) or [task])]
     seeds = {} if benchmarks.seed is None else dict.fromkeys(_SEEDS, benchmarks.seed)
-    with redirect_stdout(sys.stderr):  # where it says what it does
-        found: Results | None = simple_evaluate(
-            model=model,
-            model_args={"pretrained": name},
-            tasks=list(dict.fromkeys(matched)),
-            num_fewshot=benchmarks.num_fewshot,
-            limit=_limit(benchmarks.limit),
-            cache_requests=benchmarks.cache_requests,
-            evaluation_tracker=tracker,
-            system_instruction=benchmarks.system_instruction,
-            apply_chat_template=benchmarks.apply_chat_template,
-            fewshot_as_multiturn=benchmarks.fewshot_as_multiturn,
-            gen_kwargs=benchmarks.gen_kwargs,
-            task_manager=manager,
-            confirm_run_unsafe_code=benchmarks.unsafe_code,
-            **seeds,
-        )
+    found: Results | None = simple_evaluate(
+        model=model,
+        model_args={"pretrained": name},
+        tasks=list(dict.fromkeys(matched)),
+        num_fewshot=benchmarks.num_fewshot,
+        limit=_limit(benchmarks.limit),
+        cache_requests=benchmarks.cache_requests,
+        evaluation_tracker=tracker,
+        system_instruction=benchmarks.system_instruction,
+        apply_chat_template=benchmarks.apply_chat_template,
+        fewshot_as_multiturn=benchmarks.fewshot_as_multiturn,
+        gen_kwargs=benchmarks.gen_kwargs,
+        task_manager=manager,
+        confirm_run_unsafe_code=benchmarks.unsafe_code,
+        **seeds,
+    )
     assert found is not None, "the harness gives results on the first process"
     found["config"]["model"] = NAME
     samples = found.pop("samples", {})

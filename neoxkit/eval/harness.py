@@ -216,7 +216,10 @@ class NeoxkitLM(TemplateLM):
                 raise ConfigError(f"{name}={value}: a setting of generation that neoxkit does not know", "leave it out")
         if known.get("do_sample") and not sampled.get("temperature"):
             sampled["temperature"] = 1.0  # transformers' own
-        ids = tuple(self.tok_encode(context)[-room:]) or (self.prefix_token_id,)
+        tokens = self.tok_encode(context)
+        if len(tokens) > room:
+            warn(f"a text of {len(tokens)} tokens lost its beginning: {most} new ones leave room for {room}")
+        ids = tuple(tokens[-room:]) or (self.prefix_token_id,)
         sampling = Sampling(seed=seed, **sampled)
         stop_ids = self._model.facts.stop_ids | {self.eot_token_id}
         return Ask(Request(ids, sampling, max_tokens=most, stop_ids=stop_ids), stop)

@@ -12,6 +12,7 @@ from typing import Any
 
 from neoxkit.checkpoint.folder import list_checkpoints, step_of
 from neoxkit.checkpoint.reader import Checkpoint
+from neoxkit.convert.open import is_foreign
 from neoxkit.errors import CheckpointError, ConfigError
 from neoxkit.log import note, warn
 from neoxkit.train import metrics
@@ -67,6 +68,8 @@ def watch(
         raise ConfigError(f"{run}: no such folder", "name the folder of a run (save.folder)")
     if (run / "manifest.json").is_file():
         raise ConfigError(f"{run}: a checkpoint, not a run's folder", f"name {run.parent}, or leave --watch out")
+    if is_foreign(run):
+        raise ConfigError(f"{run}: a model of another program, not a run's folder", "leave --watch out")
     passed_over: set[Path] = set()
     told = False
     while True:

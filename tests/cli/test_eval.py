@@ -134,6 +134,7 @@ def test_tasks_are_listed(world: Path) -> None:
         ("eval checkpoint --tasks nowhere.yaml", "--tasks nowhere.yaml: no such file"),
         ("eval checkpoint --tasks a --include-path nowhere", "--include-path nowhere: no such folder"),
         ("eval checkpoint --tasks a --limit 0", "--limit"),
+        ("eval hf --watch --tasks local_choice --include-path tasks", "hf: a model of another program, not a run's"),
         ("eval checkpoint --tasks a --batch some", "--batch"),
         ("eval nowhere --tasks local_choice --include-path tasks", "nowhere: no such file or folder"),
         ("eval checkpoint --tasks local_choice --include-path tasks --output hf/config.json", "not a folder"),
@@ -176,6 +177,14 @@ def test_it_is_a_program() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert "--model_args" in done.stdout
+
+
+def test_standard_output_has_the_results_alone(world: Path) -> None:
+    """In a process of its own, in which libraries are loaded that speak as they load."""
+    command = [sys.executable, "-m", "neoxkit", "eval", "hf", "--tasks", "local_cloze", "--include-path", "tasks"]
+    done = subprocess.run([*command, "--device", "cpu", "--json"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads(done.stdout)["results"]) == ["local_cloze"]
 
 
 def test_the_next_release_of_the_harness_finds_it() -> None:

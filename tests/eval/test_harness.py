@@ -200,6 +200,13 @@ def test_settings_that_mean_nothing_are_refused(lm: NeoxkitLM) -> None:
             lm.generate_until([Instance("generate_until", {}, ("def", settings), 0)])
 
 
+def test_a_prompt_that_loses_its_beginning_is_told(lm: NeoxkitLM, capsys: pytest.CaptureFixture[str]) -> None:
+    from lm_eval.api.instance import Instance
+
+    lm.generate_until([Instance("generate_until", {}, ("def f\n" * 60, {"until": [], "max_gen_toks": 200}), 0)])
+    assert f"tokens lost its beginning: 200 new ones leave room for {lm.max_length - 200}" in capsys.readouterr().err
+
+
 def test_log_likelihoods_are_logarithms(lm: NeoxkitLM) -> None:
     """Over all next tokens, probabilities sum up to one; the greedy one is the greatest."""
     found = lm._loglikelihood_tokens([(None, [5, 6], [token]) for token in range(300)])
