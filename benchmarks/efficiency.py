@@ -37,7 +37,7 @@ from train_step import CLIP, LR, ROWS, STEPS_A_TURN, TOLERANCE, config
 
 from neoxkit.config.parallel import Zero
 from neoxkit.config.run import RunConfig
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.nn.decoder import Decoder, form_groups
 from neoxkit.nn.init import initialise
 from neoxkit.parallel.groups import LOCAL

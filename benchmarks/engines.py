@@ -26,7 +26,7 @@ from train_step import LR, ROWS, STEPS_A_TURN, TOLERANCE, config
 
 from neoxkit.config.parallel import Zero
 from neoxkit.config.run import RunConfig
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.nn.decoder import form_groups
 from neoxkit.train.begin import build_engine
 from neoxkit.train.engine import Engine

@@ -39,7 +39,7 @@ from measuring import machine
 from subjects import HERE, SIZES, imported
 
 from neoxkit.checkpoint.store import place
-from neoxkit.data.tokenizer import train_bpe
+from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.eval.harness import NeoxkitLM
 from neoxkit.eval.replicas import open_model
 from neoxkit.eval.subject import limits_of

@@ -25,7 +25,7 @@ from measuring import machine
 
 from neoxkit.config.load import load_run
 from neoxkit.config.run import RunConfig
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.nn.decoder import form_groups
 from neoxkit.train.begin import build_engine
 from neoxkit.train.engine import Engine

@@ -41,7 +41,7 @@ from neoxkit.checkpoint.checksum import crc64nvme
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.config.parallel import Zero
 from neoxkit.config.run import RunConfig
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.nn.decoder import form_groups
 from neoxkit.parallel.world import World, join
 from neoxkit.spec import Axis

@@ -31,7 +31,7 @@ from measuring import flush, forget
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.config.parallel import Zero
 from neoxkit.config.run import RunConfig
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.nn.decoder import form_groups
 from neoxkit.parallel.world import World, join
 from neoxkit.train.begin import build_engine

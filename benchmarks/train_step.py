@@ -35,7 +35,7 @@ import transformers
 from neoxkit.checkpoint.writer import Writer, cut
 from neoxkit.config.load import load_run
 from neoxkit.config.run import RunConfig
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.mesh import Mesh
 from neoxkit.nn.init import initialise
 from neoxkit.train.objectives.lm import NextToken

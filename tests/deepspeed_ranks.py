@@ -24,7 +24,7 @@ from neoxkit.checkpoint.plan import Holding, deal
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.checkpoint.writer import Writer
 from neoxkit.config.run import RunConfig
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.mesh import Mesh
 from neoxkit.nn.decoder import form_groups
 from neoxkit.parallel.world import World

@@ -24,7 +24,7 @@ from neoxkit.checkpoint.writer import Writer, cut
 from neoxkit.config.model import ModelConfig
 from neoxkit.config.optimizer import Init
 from neoxkit.convert.load import load_decoder
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.errors import ConfigError
 from neoxkit.mesh import Mesh
 from neoxkit.nn import loss

@@ -16,7 +16,7 @@ import httpx
 import openai
 from tiny import Tiny
 
-from neoxkit.data.tokenizer import train_bpe
+from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.serve.chat import ChatTemplate
 from neoxkit.serve.http.app import Api, Settings
 from neoxkit.serve.http.metrics import Metrics

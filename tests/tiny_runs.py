@@ -11,7 +11,7 @@ import torch
 
 from neoxkit.config.load import load_tree, validate
 from neoxkit.config.run import RunConfig
-from neoxkit.data.indexed import IndexedWriter
+from neoxkit.data.tokens.indexed import IndexedWriter
 
 VOCAB = 61
 
@@ -72,7 +72,7 @@ def write_tokens(folder: Path, documents: int = 40, seed: int = 0) -> None:
 
 def batch(rows: int, seed: int, length: int = 12, masked: bool = False) -> Any:
     """A random batch; with `masked`, one whose rows differ in how many tokens count."""
-    from neoxkit.data.batch import Batch
+    from neoxkit.data.rows.batch import Batch
 
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, VOCAB, (rows, length + 1), generator=generator)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neoxkit.cli import options
-from neoxkit.data.sources import Selection
+from neoxkit.data.text.sources import Selection
 
 if TYPE_CHECKING:
-    from neoxkit.data.tokenize import Part, Report
+    from neoxkit.data.prepare.tokenize import Part, Report
 
 
 class Size(click.ParamType[int]):
@@ -75,8 +75,8 @@ PREFIX.json says which tokenizer made the tokens, PREFIX.files.txt from which fi
 def tokenize(
     inputs: tuple[Path, ...], prefix: Path, include: tuple[str, ...], exclude: tuple[str, ...], key: str, **rest: Any
 ) -> None:
-    from neoxkit.data.tokenize import Request
-    from neoxkit.data.tokenize import tokenize as run
+    from neoxkit.data.prepare.tokenize import Request
+    from neoxkit.data.prepare.tokenize import tokenize as run
 
     selection = Selection(include, exclude, key)
     report = run(Request(inputs=inputs, prefix=prefix, selection=selection, **rest))
@@ -109,7 +109,7 @@ def info(prefix: str, as_json: bool) -> None:
     """Show what the token files of PREFIX hold."""
     import json
 
-    from neoxkit.data.summary import summary
+    from neoxkit.data.tokens.summary import summary
 
     found = summary(prefix)
     if as_json:

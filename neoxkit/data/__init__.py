@@ -1,1 +1,1 @@
-"""Text into tokens, tokens into rows, rows into batches."""
+"""From raw text to the batches that training reads."""

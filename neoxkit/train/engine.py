@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neoxkit.checkpoint import Source
 from neoxkit.checkpoint.format import MODEL
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.errors import CheckpointError, NeoxkitError
 from neoxkit.spec import Box, Run, TensorSpec
 

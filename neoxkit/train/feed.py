@@ -12,11 +12,11 @@ import torch
 
 from neoxkit.checkpoint.store import Place
 from neoxkit.config.run import RunConfig
-from neoxkit.data.batch import Batch, collate
-from neoxkit.data.indexed import IndexedFile
-from neoxkit.data.pack import Rows, split
-from neoxkit.data.sampler import Sampler
-from neoxkit.data.sidecar import read_sidecar
+from neoxkit.data.rows.batch import Batch, collate
+from neoxkit.data.rows.pack import Rows, split
+from neoxkit.data.rows.sampler import Sampler
+from neoxkit.data.tokens.indexed import IndexedFile
+from neoxkit.data.tokens.sidecar import read_sidecar
 from neoxkit.errors import ConfigError, DataError
 from neoxkit.train.schedule import batch_after, length_after, samples_after
 
@@ -95,9 +95,9 @@ class Feed:
         sampler = replace(
             self.sampler, accumulation=batch_after(self.config, done) // (self.config.micro * self.config.dp)
         )
-        stop = length_after(self.config, step) + 1
+        length = length_after(self.config, step)
         for micro in range(sampler.accumulation):
-            yield collate([self.rows.row(number)[:stop] for number in sampler.rows(done, micro, self.dp_rank)])
+            yield collate([self.rows.row(number).cut(length) for number in sampler.rows(done, micro, self.dp_rank)])
 
     def held_out_batches(self) -> Iterator[Batch]:
         """The micro-batches of one evaluation: always the same samples.
@@ -116,8 +116,8 @@ class Feed:
             if numbers.stop <= stop:
                 yield batch
             else:
-                counts = torch.tensor([number < stop for number in numbers])
-                yield Batch(batch.ids, batch.labels, counts[:, None].expand_as(batch.labels).contiguous())
+                counts = torch.tensor([number < stop for number in numbers])[:, None].expand_as(batch.labels)
+                yield replace(batch, mask=counts.contiguous() if batch.mask is None else batch.mask & counts)
 
     def bits_per_byte(self, nats: float) -> float | None:
         """Bits per byte of held-out text, from nats per token; None where the text's bytes are not known."""

@@ -13,7 +13,7 @@ from neoxkit.checkpoint import Source
 from neoxkit.checkpoint.format import MODEL
 from neoxkit.config.run import RunConfig
 from neoxkit.convert.load import check_model
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.errors import CheckpointError
 from neoxkit.nn.decoder import Decoder, holdings, pieces
 from neoxkit.nn.init import fill

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from neoxkit.config.run import RunConfig
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.nn.decoder import holdings
 from neoxkit.parallel.collectives import WAITED, summed
 from neoxkit.parallel.gradients import SPREAD, counted

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from refusal import run
 
-from neoxkit.data.sources import Selection
+from neoxkit.data.text.sources import Selection
 from neoxkit.parallel import device
 
 TEXT = "text/test_group.txt"

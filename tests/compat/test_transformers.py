@@ -22,7 +22,8 @@ from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.convert.load import load_decoder
 from neoxkit.convert.open import open_foreign
 from neoxkit.convert.transfer import export_model, import_model
-from neoxkit.data.tokenizer import EOD, Tokenizer, train_bpe
+from neoxkit.data.tokenizer import EOD, Tokenizer
+from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.families import by_name
 from neoxkit.mesh import Mesh
 

@@ -16,7 +16,7 @@ from neoxkit.checkpoint.dtypes import name_of
 from neoxkit.checkpoint.plan import cut
 from neoxkit.checkpoint.writer import Writer
 from neoxkit.config.model import ModelConfig
-from neoxkit.data.tokenizer import train_bpe
+from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.mesh import Mesh
 from neoxkit.nn.decoder import specs
 from neoxkit.spec import TensorSpec

@@ -18,7 +18,7 @@ from neoxkit.config.model import ModelConfig
 from neoxkit.convert.open import open_foreign
 from neoxkit.convert.tokenizer import generation_differences
 from neoxkit.convert.transfer import choose_family, export_model, import_model, reshard
-from neoxkit.data.tokenizer import train_bpe
+from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.errors import ConversionError
 from neoxkit.families import FAMILIES, by_name
 from neoxkit.families.fit import fitting, nearest, unfit

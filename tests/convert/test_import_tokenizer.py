@@ -10,7 +10,7 @@ from neox_checkpoints import unpack
 from refusal import run
 
 from neoxkit.checkpoint.reader import Checkpoint
-from neoxkit.data.tokenizer import train_bpe
+from neoxkit.data.tokenizer.train import train_bpe
 
 REMOTE = "neox_tp2pp1"
 

@@ -32,7 +32,7 @@ from neoxkit.config.parallel import LossScale
 from neoxkit.convert.neox.source import NeoxSource
 from neoxkit.convert.transfer import import_model
 from neoxkit.convert.verify import verify
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.errors import NeoxkitError
 from neoxkit.mesh import Mesh
 from neoxkit.train.objectives.lm import NextToken

@@ -14,7 +14,8 @@ from neoxkit.config.model import ModelConfig, SpecialTokens
 from neoxkit.convert.open import open_foreign
 from neoxkit.convert.tokenizer import check_vocabulary, exported_files, stop_ids
 from neoxkit.convert.transfer import export_model, import_model, reshard
-from neoxkit.data.tokenizer import NAMES, Tokenizer, train_bpe
+from neoxkit.data.tokenizer import NAMES, Tokenizer
+from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.errors import CheckpointError, ConversionError, DataError
 from neoxkit.families import by_name
 from neoxkit.mesh import Mesh

@@ -6,16 +6,41 @@ import numpy as np
 import pytest
 import torch
 
-from neoxkit.data.batch import Batch, collate
+from neoxkit.data.rows.batch import Batch, collate
+from neoxkit.data.rows.row import Row
 from neoxkit.errors import ConfigError
 
 
 def test_labels_follow_ids() -> None:
-    batch = collate([np.array([1, 2, 3]), np.array([4, 5, 6])])
+    batch = collate([Row(np.array([1, 2, 3])), Row(np.array([4, 5, 6]))])
     assert batch.ids.tolist() == [[1, 2], [4, 5]]
     assert batch.labels.tolist() == [[2, 3], [5, 6]]
     assert batch.ids.dtype == batch.labels.dtype == torch.int64
     assert batch.mask is None
+
+
+def test_positions_begin_anew_with_each_segment() -> None:
+    ids = np.arange(6)
+    counts = np.array([True, False, True, True, False])
+    batch = collate([Row(ids, counts, np.array([4, 4, 4, 7, 7], np.int32)), Row(ids)])
+    assert batch.segments is not None
+    assert batch.positions is not None
+    assert batch.mask is not None
+    assert batch.segments.tolist() == [[4, 4, 4, 7, 7], [0, 0, 0, 0, 0]]
+    assert batch.positions.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]]
+    assert batch.mask.tolist() == [counts.tolist(), [True] * 5]
+    share = batch.share(1, 5)
+    assert share.positions is not None
+    assert share.positions.tolist() == [[1], [1]]
+
+
+def test_a_row_is_cut_with_all_it_has() -> None:
+    row = Row(np.arange(6), np.ones(5, np.bool_), np.zeros(5, np.int32)).cut(3)
+    assert row.ids.tolist() == [0, 1, 2, 3]
+    assert row.counts is not None
+    assert row.segments is not None
+    assert len(row.counts) == len(row.segments) == 3
+    assert row.cut(3) is row
 
 
 def test_samples_are_shared_in_runs_of_tokens() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoxkit.data.indexed import DTYPES, IndexedFile, IndexedWriter, dtype_for
+from neoxkit.data.tokens.indexed import DTYPES, IndexedFile, IndexedWriter, dtype_for
 from neoxkit.errors import DataError
 
 GOLDEN_DOCUMENTS = [[5, 6, 7], [1], [9, 8, 7, 6]]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from neoxkit.data.indexed import IndexedFile, IndexedWriter
-from neoxkit.data.pack import Rows, bounds_of, epochs_for, pack, split
+from neoxkit.data.rows.pack import Rows, bounds_of, epochs_for, pack, split
+from neoxkit.data.tokens.indexed import IndexedFile, IndexedWriter
 from neoxkit.errors import DataError
 
 SIZES = np.array([5, 3, 7, 1, 4, 9, 2, 6], np.int32)
@@ -104,8 +104,8 @@ def test_rows_are_stretches_of_the_stream(
     assert len(rows) == rows.count - 1
     for number, j in enumerate(rows.packing.shuffle.tolist()):
         row = rows.row(number)
-        assert row.dtype == np.int64
-        assert row.tolist() == stream[j * context : j * context + context + 1]
+        assert row.ids.dtype == np.int64
+        assert row.ids.tolist() == stream[j * context : j * context + context + 1]
 
 
 def test_a_run_of_every_row_is_not_cut_short(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_too_little_text_is_refused(tmp_path: Path, documents: list[list[int]]) 
 
 def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
     file = file_of(tmp_path, [[1, 2, 30, 4, 5]])
-    assert Rows(file, 4, epochs=1, seed=0, vocab=31).row(0).tolist() == [1, 2, 30, 4, 5]
+    assert Rows(file, 4, epochs=1, seed=0, vocab=31).row(0).ids.tolist() == [1, 2, 30, 4, 5]
     with pytest.raises(DataError, match="token id 30, and the vocabulary is 30"):
         Rows(file, 4, epochs=1, seed=0, vocab=30).row(0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from neoxkit.data.sampler import Sampler
+from neoxkit.data.rows.sampler import Sampler
 
 
 def step(sampler: Sampler, done: int) -> list[list[int]]:

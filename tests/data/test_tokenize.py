@@ -13,10 +13,11 @@ import tokenizers
 from click.testing import CliRunner, Result
 
 from neoxkit.cli.data import command
-from neoxkit.data.indexed import IndexedFile
-from neoxkit.data.sidecar import Sidecar, read_sidecar
-from neoxkit.data.sources import Document, Selection, TextFile, find, held_out, thinned
-from neoxkit.data.tokenizer import Tokenizer, train_bpe
+from neoxkit.data.text.sources import Document, Selection, TextFile, find, held_out, thinned
+from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.data.tokenizer.train import train_bpe
+from neoxkit.data.tokens.indexed import IndexedFile
+from neoxkit.data.tokens.sidecar import Sidecar, read_sidecar
 from neoxkit.errors import DataError
 
 SOURCE = "def {name}(x):\n    return x * {k}  # \u00e9\u6587 {name}\n"
@@ -206,7 +207,7 @@ def test_strict_stops_at_the_first(tokenizer: Path, tmp_path: Path, number: int)
 
 
 def test_a_document_longer_than_a_batch(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neoxkit.data.tokenize.BATCH", 50)
+    monkeypatch.setattr("neoxkit.data.prepare.tokenize.BATCH", 50)
     rows = [{"text": "word " * length} for length in (1, 2, 100, 3, 1, 60)]
     fine(lines(tmp_path / "x.jsonl", rows), "-o", tmp_path / "p", "--tokenizer", tokenizer)
     assert texts(tmp_path / "p", tokenizer) == [row["text"] for row in rows]

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
-from neoxkit.data.tokenizer import NAMES, Tokenizer, train_bpe
+from neoxkit.data.tokenizer import NAMES, Tokenizer
+from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.errors import DataError
 
 TEXTS = [f"def add_{k}(left, right):\n    return left + right + {k}\n" for k in range(200)]

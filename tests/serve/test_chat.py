@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from neoxkit.data.tokenizer import train_bpe
+from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.errors import CheckpointError, ConfigError
 from neoxkit.serve import chat
 from neoxkit.serve.chat import ChatTemplate

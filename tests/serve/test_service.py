@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from served import until
 
-from neoxkit.data.tokenizer import Tokenizer, train_bpe
+from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.errors import ConfigError, NeoxkitError
 from neoxkit.parallel.world import ContactError
 from neoxkit.serve import service as module

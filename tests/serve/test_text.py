@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models
 
-from neoxkit.data.tokenizer import Tokenizer, train_bpe
+from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.errors import ConfigError
 from neoxkit.serve.text import TextStream
 

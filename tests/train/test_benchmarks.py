@@ -10,7 +10,7 @@ import pytest
 import tiny_runs as runs
 from local_tasks import write_tasks
 
-from neoxkit.data.tokenizer import train_bpe
+from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.eval.watch import read
 from neoxkit.parallel.world import World
 from neoxkit.train import benchmarks

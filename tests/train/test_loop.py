@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.cli.train import command
-from neoxkit.data.sidecar import Sidecar, path_of, write_sidecar
+from neoxkit.data.tokens.sidecar import Sidecar, path_of, write_sidecar
 from neoxkit.errors import CheckpointError, ConfigError, DataError, NeoxkitError
 from neoxkit.train import begin, loop, metrics
 from neoxkit.train.engine import TrainingError

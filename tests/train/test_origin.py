@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.cli.train import command
 from neoxkit.config.load import load_tree, validate
-from neoxkit.data.sidecar import Sidecar, path_of, read_sidecar, write_sidecar
 from neoxkit.data.tokenizer import EOD, fingerprint_of
+from neoxkit.data.tokens.sidecar import Sidecar, path_of, read_sidecar, write_sidecar
 from neoxkit.errors import ConfigError, DataError
 from neoxkit.train import metrics
 from neoxkit.train.loop import Outcome, train

@@ -18,8 +18,8 @@ from refusal import run
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.config.optimizer import Schedule
 from neoxkit.convert.load import load_decoder
-from neoxkit.data.indexed import IndexedFile, IndexedWriter
-from neoxkit.data.pack import Rows
+from neoxkit.data.rows.pack import Rows
+from neoxkit.data.tokens.indexed import IndexedFile, IndexedWriter
 from neoxkit.train.schedule import rate
 
 ROWS = 400
@@ -39,7 +39,7 @@ def tokens(oracle: Path, prefix: Path, seed: int) -> None:
         for number, row in enumerate(wanted, 24):
             at = int(rows.packing.shuffle[number]) * 64
             stream[at : at + 65] = row
-    assert np.array_equal(np.stack([rows.row(number) for number in range(24, 36)]), wanted)
+    assert np.array_equal(np.stack([rows.row(number).ids for number in range(24, 36)]), wanted)
 
 
 def options(model: dict[str, Any], **changes: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny_runs as runs
 
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.errors import ConfigError
 from neoxkit.train import metrics
 from neoxkit.train.engine import StepReport, TrainingError

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neoxkit.checkpoint.format import MODEL
 from neoxkit.config.run import RunConfig
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.families import by_name
 from neoxkit.families.schema import expand
 from neoxkit.families.spelling import write_config

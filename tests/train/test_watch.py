@@ -14,7 +14,7 @@ import pytest
 import tiny_runs as runs
 import torch
 
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.errors import ConfigError
 from neoxkit.parallel.groups import LOCAL
 from neoxkit.train.engine import StepReport

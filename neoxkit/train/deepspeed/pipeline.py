@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.nn.stages import Ending, Layer, balance, layers
 from neoxkit.parallel.division import divide
 from neoxkit.parallel.layers import Embed, Head

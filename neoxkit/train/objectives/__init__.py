@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.parallel.layers import Head
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from neoxkit.data.batch import Batch
+from neoxkit.data.rows.batch import Batch
 from neoxkit.nn.loss import cross_entropy
 from neoxkit.parallel.layers import Head
 from neoxkit.train.objectives import Loss

@@ -10,7 +10,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from neoxkit.data.tokenizer import Tokenizer, train_bpe
+from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.serve.http.tokens import Offsets, TokenTexts
 
 TEXT = "Hello world, some tokens: é € 😀 naïve\n\n  end"

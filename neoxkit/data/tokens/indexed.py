@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from neoxkit.data.stage import Stage
+from neoxkit.data.tokens.stage import Stage
 from neoxkit.errors import DataError
 
 MAGIC = b"MMIDIDX\0\0"

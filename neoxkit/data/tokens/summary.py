@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from neoxkit.data.indexed import IndexedFile
-from neoxkit.data.sidecar import path_of, read_sidecar
+from neoxkit.data.tokens.indexed import IndexedFile
+from neoxkit.data.tokens.sidecar import path_of, read_sidecar
 from neoxkit.errors import DataError
 
 

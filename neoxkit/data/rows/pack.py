@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neoxkit.data.indexed import IndexedFile
+from neoxkit.data.rows.row import Row
+from neoxkit.data.tokens.indexed import IndexedFile
 from neoxkit.errors import DataError
 
 
@@ -137,8 +138,8 @@ class Rows:
         """M: every row, the last too."""
         return len(self.packing.shuffle)
 
-    def row(self, number: int) -> npt.NDArray[np.int64]:
-        """Row `number`, 0 <= number < count: int64 [context + 1]; [:-1] is the input, [1:] the labels.
+    def row(self, number: int) -> Row:
+        """Row `number`, 0 <= number < count, of context + 1 tokens.
 
         Raises DataError when it holds an id that the vocabulary has not.
         """
@@ -158,7 +159,7 @@ class Rows:
                 f"{self.file.bin}: row {number} has token id {wrong}, and the vocabulary is {self.vocab}",
                 "train with the vocabulary of the tokenizer that made the file",
             )
-        return ids
+        return Row(ids)
 
 
 def split(weights: str | Sequence[float], documents: int) -> list[tuple[int, int]]:

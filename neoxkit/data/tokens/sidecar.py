@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from neoxkit.data.indexed import pair
+from neoxkit.data.tokens.indexed import pair
 from neoxkit.errors import DataError
 
 FORMAT = {"name": "neoxkit-tokens", "version": 1}

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from neoxkit import __version__, log
-from neoxkit.data.indexed import IndexedWriter, pair
-from neoxkit.data.sidecar import Sidecar, path_of, write_sidecar
-from neoxkit.data.sources import Document, Reject, Selection, TextFile, documents, find, held_out, thinned
-from neoxkit.data.stage import Stage, named
-from neoxkit.data.tokenizer import SMALLEST, Tokenizer, train_bpe
+from neoxkit.data.text.sources import Document, Reject, Selection, TextFile, documents, find, held_out, thinned
+from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.data.tokenizer.train import SMALLEST, train_bpe
+from neoxkit.data.tokens.indexed import IndexedWriter, pair
+from neoxkit.data.tokens.sidecar import Sidecar, path_of, write_sidecar
+from neoxkit.data.tokens.stage import Stage, named
 from neoxkit.errors import DataError
 
 BATCH = 4 << 20  # bytes of text given to the tokenizer at a time: enough to keep the cores busy, some 300 MB at work

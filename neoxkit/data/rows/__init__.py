@@ -1,0 +1,1 @@
+"""Token files into rows, rows into batches."""

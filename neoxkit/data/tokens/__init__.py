@@ -1,0 +1,1 @@
+"""Token files: what they hold, written whole or not at all."""
