@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from neoxkit.config.model import Node
 
@@ -22,16 +24,93 @@ class Curriculum(Node):
         return self
 
 
+class Source(Node):
+    """Token files, and how much of them is read."""
+
+    tokens: str = Field(description="Prefix of the tokens: PREFIX.bin and PREFIX.idx.")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="Share of the samples; of any sum.")
+    labels: str | None = Field(
+        None,
+        description="Prefix of labels beside the tokens, -100 where none is learned; null: what `neoxkit data chat` "
+        "wrote with them, if it did.",
+    )
+
+
+class FillInMiddle(Node):
+    """Documents whose middle comes last, so that the model learns to fill gaps (arXiv 2207.14255)."""
+
+    rate: float = Field(0.5, gt=0, le=1, description="Share of documents that are turned.")
+    spm_rate: float = Field(0.5, ge=0, le=1, description="Share of these that have the suffix first.")
+    prefix: str = Field("<fim_prefix>", description="Token before the beginning; one of the tokenizer's.")
+    middle: str = Field("<fim_middle>", description="Token before the middle.")
+    suffix: str = Field("<fim_suffix>", description="Token before the end.")
+
+
+def _read_sources(given: object) -> object:
+    """A prefix is a list of one source, and a list may have prefixes."""
+    if isinstance(given, str):
+        given = (given,)
+    if not isinstance(given, list | tuple):
+        return given
+    return tuple({"tokens": each} if isinstance(each, str) else each for each in given)
+
+
+def _write_sources(sources: tuple[Source, ...]) -> object:
+    """One source of which nothing is said but its prefix is that prefix."""
+    if len(sources) == 1 and sources[0] == Source(tokens=sources[0].tokens):
+        return sources[0].tokens
+    return [source.model_dump(mode="json") for source in sources]
+
+
+def _some(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    if not sources:
+        raise ValueError("an empty list; name tokens")
+    return sources
+
+
+Sources = Annotated[
+    tuple[Source, ...], BeforeValidator(_read_sources), AfterValidator(_some), PlainSerializer(_write_sources)
+]
+
+
 class Data(Node):
     """The tokens that the model learns from, and those that it is judged by."""
 
-    train: str = Field(description="Prefix of the training tokens: PREFIX.bin and PREFIX.idx.")
-    valid: str | None = Field(None, description="Prefix of the held-out tokens; null: no evaluation.")
+    train: Sources = Field(
+        description="Prefix of the training tokens, PREFIX.bin and PREFIX.idx; or a list of several."
+    )
+    valid: Sources | None = Field(
+        None, description="Prefix of the held-out tokens, or a list as for train; null: no evaluation."
+    )
     split: str | None = Field(
         None, description='Shares of the documents of data.train, as "969,30,1": training, held-out, neither.'
     )
     tokenizer: str | None = Field(None, description="Folder of the tokenizer; it is copied into every checkpoint.")
     sequence: int | None = Field(None, gt=0, description="Tokens that a sample predicts; model.context when left out.")
+    packing: Literal["packed", "whole", "single", "best_fit"] = Field(
+        "packed",
+        description="packed: documents end to end, cut into samples (gpt-neox's order); whole: as many whole documents "
+        "as a sample holds; best_fit: those that fill it best; single: one.",
+    )
+    within_documents: bool | None = Field(
+        None,
+        description="Whether attention and positions stay within a document, and its first token is not foretold; "
+        "null: unless packing is packed.",
+    )
+    mask_after_end: bool = Field(
+        False, description="Whether what follows a token that ends a document is not learned (eod_mask_loss)."
+    )
+    blend: Literal["exact", "gpt-neox"] = Field(
+        "exact",
+        description="How sources take turns. exact: by largest remainder; gpt-neox: whichever is furthest behind.",
+    )
+    weigh_by_documents: float | None = Field(
+        None, ge=0, description="Weights from the sources' numbers of documents, to this power, as gpt-neox has them."
+    )
+    fill_in_middle: FillInMiddle | None = Field(None, description="Documents turned to fill gaps; null: none.")
+    cache: str | None = Field(
+        None, description="Folder for the indexes of samples; null: PREFIX.index, where there are many documents."
+    )
 
     curriculum: Curriculum | None = Field(None, description="How the length of samples grows; null: it does not.")
 
@@ -40,6 +119,17 @@ class Data(Node):
         if self.valid is not None and self.split is not None:
             raise ValueError("valid and split are both given; keep one")
         return self
+
+    @model_validator(mode="after")
+    def _weighed_once(self) -> Data:
+        if self.weigh_by_documents is not None and any(source.weight != 1 for source in self.train):
+            raise ValueError("weigh_by_documents and the weight of a source are both given; keep one")
+        return self
+
+    @property
+    def isolated(self) -> bool:
+        """Whether attention and positions stay within documents."""
+        return self.packing != "packed" if self.within_documents is None else self.within_documents
 
 
 class BatchWarmup(Node):

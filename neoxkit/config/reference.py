@@ -12,6 +12,9 @@ from pydantic.fields import FieldInfo
 
 from neoxkit.config.run import RunConfig
 
+EACH = "[]"
+"""Ends the key of nodes of which there is a list."""
+
 _WORDS = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "NoneType": "null"}
 
 
@@ -48,6 +51,7 @@ def sections(node: type[BaseModel] = RunConfig, key: str = "", where: str = "") 
             own.append(Option(path, _spelled(field.annotation, field), _default(field), field.description or "", where))
         for child in nodes:
             below.append((child, path, f"kind: {_kind(child)}" if len(nodes) > 1 else where))
+        below += [(child, f"{path}{EACH}", where) for child in _listed(field.annotation)]
     yield Section(key, " ".join((node.__doc__ or "").split("\n\n")[0].split()), tuple(own))
     for child, path, kind in below:
         yield from sections(child, path, kind)
@@ -63,7 +67,7 @@ def children(key: str) -> list[str]:
     depth = len(key.split(".")) if key else 0
     prefix = key + "." if key else ""
     keys = [o.key for o in options()] + [s.key for s in sections() if s.key]
-    return sorted({k.split(".")[depth] for k in keys if k.startswith(prefix)})
+    return sorted({k.split(".")[depth].removesuffix(EACH) for k in keys if k.startswith(prefix)})
 
 
 def explain(key: str) -> Iterator[str]:
@@ -131,6 +135,15 @@ def nodes_of(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
+def _listed(annotation: Any) -> list[type[BaseModel]]:
+    """The nodes that an annotation may hold a list of."""
+    if get_origin(annotation) is tuple:
+        return nodes_of(get_args(annotation)[0])
+    if get_origin(annotation) is Annotated:
+        return _listed(get_args(annotation)[0])
+    return [node for part in get_args(annotation) for node in _listed(part)]
+
+
 def _kind(node: type[BaseModel]) -> str:
     """The value of `kind` that chooses a node."""
     return str(node.model_fields["kind"].default)
@@ -138,15 +151,20 @@ def _kind(node: type[BaseModel]) -> str:
 
 def _spelled(annotation: Any, field: FieldInfo | None = None) -> str:
     """What a value may be, in words: "number, above 0"."""
+    if get_origin(annotation) is Annotated:
+        return _spelled(get_args(annotation)[0], field)
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         said = ", ".join(f"`{part}`" for part in parts)
     elif origin in (Union, types.UnionType):
         said = " or ".join(_spelled(part) for part in parts)
     elif origin is tuple:
-        said = "list of " + _spelled(parts[0]) + ("s" if len(parts) > 1 else "")
+        node = nodes_of(parts[0])  # in whose place its first option may stand
+        said = f"{_spelled(node[0].model_fields['tokens'].annotation)} or " if node else ""
+        said += "list of " + _spelled(parts[0]) + ("s" if len(parts) > 1 else "")
     else:
-        said = _WORDS.get(getattr(annotation, "__name__", ""), str(annotation))
+        mapping = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        said = "mapping" if mapping else _WORDS.get(getattr(annotation, "__name__", ""), str(annotation))
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     for limit in field.metadata if field else ():
         for name, word in words.items():

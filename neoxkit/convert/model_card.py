@@ -98,12 +98,14 @@ def _facts(checkpoint: Checkpoint, source: Converted) -> Iterator[str]:
 
 
 def _training_data(run: str | None) -> str | None:
-    """The name of the tokens that a run learned from, without the folders above them; None when nobody says."""
+    """The names of the tokens that a run learned from, without the folders above them; None when nobody says."""
     try:
         train = yaml.safe_load(run or "")["data"]["train"]
     except (yaml.YAMLError, KeyError, TypeError, RecursionError):
         return None
-    return f"`{_plain(PurePath(str(train)).name)}`"
+    sources = train if isinstance(train, list) else [train]
+    prefixes = [each.get("tokens") if isinstance(each, dict) else each for each in sources]
+    return ", ".join(f"`{_plain(PurePath(str(prefix)).name)}`" for prefix in prefixes)
 
 
 def _history(checkpoint: Checkpoint, source: Converted | None) -> Iterator[str]:

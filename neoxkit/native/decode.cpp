@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "blend.h"
 #include "lanes.h"
 
 namespace {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from neoxkit.train.objectives.lm import NextToken
 from neoxkit.train.origin import Chosen, Origin, inherit
 from neoxkit.train.plain import PlainEngine
 from neoxkit.train.precision import check_precision, choose_precision
-from neoxkit.train.resume import Past, Position, check_data, settle
+from neoxkit.train.resume import Past, Position, settle
 from neoxkit.train.saving.saver import restore
 from neoxkit.train.schedule import samples_after
 
@@ -49,20 +48,15 @@ def open_feed(config: RunConfig, past: Past | None, tokenizer: Chosen, dp_rank: 
     """The data of a run, for a data-parallel rank: that which it began with, when it goes on."""
     check_tokens(config, tokenizer.where, tokenizer.fingerprint)
     if past is None:
-        return Feed(config, dp_rank=dp_rank)
+        return Feed(config, dp_rank=dp_rank, tokenizer=tokenizer.where)
     done = past.position
     needed = samples_after(config, config.steps - done.step, done.samples)
-    if past.identity is None:
+    if past.began is None:
         note(
             f"going on with sample {past.position.samples} of data.train: in gpt-neox's own order, if tokens, split, "
             f"seed, steps and batch are as they were"
         )
-        return Feed(config, None, needed, dp_rank)
-    feed = Feed(config, past.identity.epochs, needed, dp_rank)
-    check_data(feed.identity, past)
-    before, now = past.identity, feed.identity
-    feed.identity = replace(now, sources=now.sources or before.sources, tokenizer=now.tokenizer or before.tokenizer)
-    return feed
+    return Feed(config, past.began, needed, dp_rank, tokenizer.where)
 
 
 def begin(engine: Engine, config: RunConfig, origin: Origin, world: World = ALONE) -> None:

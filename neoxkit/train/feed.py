@@ -3,92 +3,133 @@
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
 
 from neoxkit.checkpoint.store import Place
+from neoxkit.config.data import Source
 from neoxkit.config.run import RunConfig
+from neoxkit.data.rows.arrange import epochs_of
 from neoxkit.data.rows.batch import Batch, collate
-from neoxkit.data.rows.pack import Rows, split
+from neoxkit.data.rows.blend import Blend, Phase, weights_by_documents
+from neoxkit.data.rows.pack import split
+from neoxkit.data.rows.row import Row
+from neoxkit.data.rows.rows import Rows
 from neoxkit.data.rows.sampler import Sampler
 from neoxkit.data.tokens.indexed import IndexedFile
 from neoxkit.data.tokens.sidecar import read_sidecar
-from neoxkit.errors import ConfigError, DataError
+from neoxkit.errors import DataError
+from neoxkit.log import note
+from neoxkit.train.identity import Began, Identity, Known
 from neoxkit.train.schedule import batch_after, length_after, samples_after
+from neoxkit.train.sources import HeldOut, fill_in_middle, open_rows
 
-
-@dataclass(frozen=True)
-class Identity:
-    """What decides the order of the data. A run goes on only with the identity it began with."""
-
-    tokens: int
-    documents: int
-    sizes: str  # CRC-32 of the documents' lengths
-    sequence: int
-    seed: int
-    epochs: int
-    sources: str | None = None  # the sidecar's hash of the text; None where it was not known
-    tokenizer: str | None = None  # the fingerprint of the one that made the tokens; None where it was not known
+SPARE = 1.005
+"""gpt-neox prepares this many times the rows that a source of a blend is expected to give."""
 
 
 class Feed:
     """The batches of a run.
 
-    The documents of all epochs are shuffled together, so more epochs are another order: `epochs` is
-    given when a run is resumed, and otherwise follows from the samples that the run takes.
+    Of packed rows the documents of all epochs are shuffled together, so more epochs are another order: how many there
+    are is kept when a run is resumed (`began`), and otherwise follows from the samples that the run takes. Beyond
+    them the text is read again, in another order.
 
-    Raises DataError for tokens that cannot be used, ConfigError when `epochs` hold too few samples.
+    Raises DataError for tokens that cannot be used, ConfigError for options that they do not suit.
     """
 
     def __init__(
-        self, config: RunConfig, epochs: int | None = None, samples: int | None = None, dp_rank: int = 0
+        self,
+        config: RunConfig,
+        began: Began | None = None,
+        samples: int | None = None,
+        dp_rank: int = 0,
+        tokenizer: Place | None = None,
     ) -> None:
-        """`samples` is how many the run takes in all: told where the batch once changed."""
+        """`samples` is how many the run takes in all, told where the batch once changed."""
         self.config = config
         self.sampler = Sampler(config.micro, config.accumulation, config.dp)
         self.dp_rank = dp_rank
-        train = IndexedFile(config.data.train)
-        stretches = split(config.data.split, len(train)) if config.data.split else [(0, len(train))]
+        self._turn = fill_in_middle(config, tokenizer)
+        files = [IndexedFile(source.tokens) for source in config.data.train]
+        parts = [split(config.data.split, len(f)) if config.data.split else [(0, len(f))] for f in files]
+        known = [
+            Known.of(source.tokens, file, part[0], read_sidecar(source.tokens))
+            for source, file, part in zip(config.data.train, files, parts, strict=True)
+        ]
+        phase = Phase(0, tuple(_weights(config, known)), config.data.blend)
+        fresh = Identity(config.sequence, config.seed, tuple(known), config.data.packing, (phase,))
+        self.identity = fresh.after(began) if began else fresh
+        self._blend = Blend(self.identity.phases)
         needed = samples or samples_after(config, config.steps)
-        self.rows = Rows(
-            train,
-            config.sequence,
-            seed=config.seed,
-            rows=needed if epochs is None else None,
-            epochs=epochs,
-            documents=stretches[0],
-            vocab=config.model.vocab,
+        self._rows = self._open(
+            fresh, files, [part[0] for part in parts], needed, len(began.identity.sources) if began else 0
         )
-        if needed > self.rows.count:
-            raise ConfigError(
-                f"steps {config.steps} need {needed} samples, and the run began with {self.rows.count} "
-                f"({epochs} epochs); more epochs would change the order of its data",
-                "keep to the samples it began with, or begin a new run with `load`",
-            )
-        known = read_sidecar(config.data.train)
-        sizes = np.ascontiguousarray(train.sizes[slice(*stretches[0])])
-        self.identity = Identity(
-            int(sizes.sum(dtype=np.int64)),
-            len(sizes),
-            f"{zlib.crc32(sizes.tobytes()):08x}",
-            config.sequence,
-            config.seed,
-            self.rows.packing.epochs,
-            known.sources or None if known else None,
-            known.tokenizer if known else None,
-        )
-        self.held_out = self._held_out(train, stretches[1] if config.data.split else None)
+        if config.data.split:
+            self.held_out = self._held_out(config.data.train, files, [part[1] for part in parts])
+        else:
+            files = [IndexedFile(source.tokens) for source in config.data.valid or ()]
+            self.held_out = self._held_out(config.data.valid or (), files, [(0, len(file)) for file in files])
 
-    def _held_out(self, train: IndexedFile, stretch: tuple[int, int] | None) -> Rows | None:
-        config = self.config
-        if config.data.valid is None and stretch is None:
+    def _open(
+        self,
+        fresh: Identity,
+        files: Sequence[IndexedFile],
+        stretches: Sequence[tuple[int, int]],
+        needed: int,
+        old: int,
+    ) -> list[Rows | None]:
+        """The rows of each source of the identity, of which the first `old` have the epochs they had."""
+        config, found = self.config, list[Rows | None]()
+        expected = self._expected(needed)
+        sources = list(self.identity.sources)
+        for at, known in enumerate(sources):
+            here = next((n for n, mine in enumerate(fresh.sources) if mine.prefix == known.prefix), None)
+            if here is None or not self.identity.phases[-1].weights[at]:
+                found.append(None)
+                continue
+            file, stretch = files[here], stretches[here]
+            if at >= old:
+                epochs = epochs_of(config.data.packing, file, *stretch, config.sequence, expected[at])
+                known = sources[at] = replace(known, epochs=epochs)
+            found.append(open_rows(config, config.data.train[here], file, stretch, known.epochs, self._turn))
+            rows = found[-1]
+            if rows and at < old and self._blend.counts(needed)[at] > rows.count and config.data.packing == "packed":
+                note(
+                    f"{known.prefix}: the run began with {rows.count:,} samples of {known.epochs} epochs in mind, and "
+                    f"takes {self._blend.counts(needed)[at]:,}: beyond them its text is read again, in another order"
+                )
+        self.identity = replace(self.identity, sources=tuple(sources))
+        return found
+
+    def _expected(self, needed: int) -> list[int]:
+        """The rows that a run of so many takes of each source."""
+        phase = self.identity.phases[-1]
+        if phase.algorithm == "gpt-neox":
+            return [math.ceil(needed * weight / sum(phase.weights) * SPARE) for weight in phase.weights]
+        return [int(count) for count in self._blend.counts(needed)]
+
+    def row(self, number: int) -> Row:
+        """Row `number` of the run."""
+        source, index = self._blend.locate(number)
+        rows = self._rows[source]
+        assert rows is not None, "of what is no longer read nothing is asked"
+        return rows.row(index)
+
+    def _held_out(
+        self, sources: Sequence[Source], files: Sequence[IndexedFile], stretches: Sequence[tuple[int, int]]
+    ) -> HeldOut | None:
+        if not sources:
             return None
-        file = train if config.data.valid is None else IndexedFile(config.data.valid)
-        return Rows(file, config.sequence, seed=config.seed, epochs=1, documents=stretch, vocab=config.model.vocab)
+        found = [
+            open_rows(self.config, source, file, stretch, 1, self._turn)
+            for source, file, stretch in zip(sources, files, stretches, strict=True)
+        ]
+        most = self.config.evaluation.batches
+        limit = None if most is None else most * self.config.batch.size
+        return HeldOut(found, [source.weight for source in sources], limit)
 
     def batches(self, done: int, step: int) -> Iterator[Batch]:
         """The micro-batches of the step after `done` samples and `step` steps, as this data-parallel rank has them."""
@@ -97,7 +138,7 @@ class Feed:
         )
         length = length_after(self.config, step)
         for micro in range(sampler.accumulation):
-            yield collate([self.rows.row(number).cut(length) for number in sampler.rows(done, micro, self.dp_rank)])
+            yield collate([self.row(number).cut(length) for number in sampler.rows(done, micro, self.dp_rank)])
 
     def held_out_batches(self) -> Iterator[Batch]:
         """The micro-batches of one evaluation: always the same samples.
@@ -106,8 +147,7 @@ class Feed:
         in every micro-batch: what is beyond the end repeats the last sample, and does not count.
         """
         assert self.held_out is not None
-        size, most, ranks = self.config.micro, self.config.evaluation.batches, self.config.dp
-        stop = self.held_out.count if most is None else min(self.held_out.count, most * self.config.batch.size)
+        size, ranks, stop = self.config.micro, self.config.dp, self.held_out.count
         for first in range(self.dp_rank * size, stop + self.dp_rank * size, size * ranks):
             numbers = range(first, first + size)
             if ranks == 1:
@@ -121,8 +161,16 @@ class Feed:
 
     def bits_per_byte(self, nats: float) -> float | None:
         """Bits per byte of held-out text, from nats per token; None where the text's bytes are not known."""
-        known = read_sidecar(self.config.data.valid) if self.config.data.valid else None
+        valid = self.config.data.valid or ()
+        known = read_sidecar(valid[0].tokens) if len(valid) == 1 else None
         return nats / math.log(2) * known.tokens / known.bytes if known and known.bytes else None
+
+
+def _weights(config: RunConfig, known: Sequence[Known]) -> list[float]:
+    alpha = config.data.weigh_by_documents
+    if alpha is None:
+        return [source.weight for source in config.data.train]
+    return weights_by_documents([each.documents for each in known], alpha)
 
 
 def check_tokens(config: RunConfig, where: str | Place | None, fingerprint: str | None) -> None:
@@ -131,7 +179,8 @@ def check_tokens(config: RunConfig, where: str | Place | None, fingerprint: str 
     The tokenizer is told by its fingerprint and where it is; None, None when there is none. The
     training tokens are compared with the held-out ones too. Of tokens without a sidecar nothing is known.
     """
-    for prefix in filter(None, (config.data.train, config.data.valid)):
+    for source in (*config.data.train, *(config.data.valid or ())):
+        prefix = source.tokens
         if (sidecar := read_sidecar(prefix)) is None:
             continue
         sidecar.check(config.model.vocab, prefix)

@@ -27,7 +27,7 @@ from neoxkit.train.metrics import Metrics, draw, open_metrics
 from neoxkit.train.origin import choose_tokenizer, origin_of
 from neoxkit.train.resume import Position, past_of
 from neoxkit.train.saving.saver import Saver, alone_in, restore, run_folder
-from neoxkit.train.schedule import batch_after, rate_of, samples_after
+from neoxkit.train.schedule import batch_after, rate_of
 from neoxkit.train.spikes import Spikes
 from neoxkit.train.watch import Watch, due
 
@@ -173,19 +173,12 @@ class Loop:
     def _rewind(self, trouble: TrainingError) -> None:
         """Go back to the newest checkpoint, and pass over the samples since then.
 
-        Raises the trouble itself when there is none, or the data has not as many samples more.
+        Raises the trouble itself when there is none.
         """
         self.saver.settle()
         past, samples = past_of(self.saver.folder, self.world), self.at.samples
         if past is None:
             raise TrainingError(f"{trouble.cause}, and nothing is saved to go back to", _SAVE)
-        needed = samples_after(self.config, self.config.steps - past.position.step, samples)
-        if needed > self.feed.rows.count:
-            raise TrainingError(
-                f"{trouble.cause}, and the data has {self.feed.rows.count} samples, of which {needed} would be needed "
-                f"to pass over those since step {past.position.step}",
-                "begin a new run with `load`",
-            )
         restore(self.engine, past, self.world.rank)
         past.checkpoint.close()
         self._rewinds += 1

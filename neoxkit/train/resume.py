@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.config.run import RunConfig
 from neoxkit.errors import CheckpointError, ConfigError
 from neoxkit.parallel.world import ALONE, World
-from neoxkit.train.feed import Identity
+from neoxkit.train.identity import Began, Identity
 from neoxkit.train.schedule import rate_of
 
 FIXED = ("model.", "seed", "precision", "optimizer.kind", "mup")
@@ -57,7 +57,14 @@ class Past:
     @property
     def identity(self) -> Identity | None:
         """The data that the run began with; None where another program began it, which does not say."""
-        return Identity(**self.state["data"]) if self.state["data"] is not None else None
+        return Identity.read(self.state["data"]) if self.state["data"] is not None else None
+
+    @property
+    def began(self) -> Began | None:
+        """What it learned from; None where another program began it."""
+        if self.identity is None:
+            return None
+        return Began(self.identity, self.position.samples, str(self.checkpoint.path))
 
     @property
     def imported(self) -> bool:
@@ -183,27 +190,6 @@ def _settle_imported(config: RunConfig, past: Past) -> tuple[RunConfig, list[str
         else:
             lines.append(f"the loss scale {scale:g} of fp16 is not used: {config.precision} needs none")
     return config, lines
-
-
-_TOLD = {
-    "sequence": "data.sequence",
-    "seed": "seed",
-    "sources": "data.train: the hash of its text",
-    "tokenizer": "data.train: its tokenizer",
-}
-
-
-def check_data(identity: Identity, past: Past) -> None:
-    """Raise ConfigError unless the data is that which the run began with, in the same order."""
-    assert past.identity is not None, "of another program's data nothing is known"
-    for key, before, now in _differences(asdict(past.identity), asdict(identity)):
-        if key in ("sources", "tokenizer") and None in (before, now):
-            continue
-        what = _TOLD.get(key, f"data.train: the number or order of its {key}")
-        raise ConfigError(
-            f"{what} is {now}, and the run in {past.checkpoint.path} began with {before}",
-            "give it the data it began with, or begin a new run with `load`",
-        )
 
 
 def _differences(

@@ -47,9 +47,31 @@ def refusal(*args: object) -> str:
 
 def test_numbers_are_read_as_yaml_1_2_reads_them(base: Path) -> None:
     run = load_run([base], ["steps=1e3", "seed=1_000", "data.train='12'", "init.std=.5", "model.family=on"])
-    assert (run.optimizer.lr, run.steps, run.seed, run.data.train, run.init.std) == (6e-4, 1000, 1000, "12", 0.5)
+    assert (run.optimizer.lr, run.steps, run.seed, run.data.train[0].tokens) == (6e-4, 1000, 1000, "12")
+    assert run.init.std == 0.5
     assert run.model.family == "on"
     assert run.model.tokens.eos == (0,)
+
+
+def test_tokens_are_a_prefix_or_a_list_of_sources(base: Path) -> None:
+    given = "data.train=[tokens/a, {tokens: tokens/b, weight: 2, labels: tokens/b-labels}]"
+    run = load_run([base], [given])
+    assert [(each.tokens, each.weight, each.labels) for each in run.data.train] == [
+        ("tokens/a", 1.0, None),
+        ("tokens/b", 2.0, "tokens/b-labels"),
+    ]
+    assert load_run([base], ["data.train=[tokens/a]"]) == load_run([base], ["data.train=tokens/a"])
+    for wrong, said in (
+        ("[]", "an empty list"),
+        ("3", "data.train is 3"),
+        ("[{tokens: a, wieght: 2}]", "unknown option data.train.0.wieght"),
+        ("[{weight: 2}]", "data.train.0.tokens is missing"),
+        ("[{tokens: a, weight: 0}]", "data.train.0.weight is 0"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load_run([base], [f"data.train={wrong}"])
+    with pytest.raises(ConfigError, match="weigh_by_documents and the weight of a source"):
+        load_run([base], [given, "data.weigh_by_documents=0.5"])
 
 
 def test_later_files_and_then_overrides_win(base: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from neoxkit.cli import main
+from neoxkit.config.data import Source
 from neoxkit.config.load import load_run, load_tree, spell, spell_neox, validate
 from neoxkit.config.neox.write import lost
 from neoxkit.config.parallel import LossScale
@@ -54,7 +55,7 @@ LOADS: dict[str, tuple[list[str], list[str], dict[str, Any]]] = {
             "deepspeed.zero_optimization.reduce_bucket_size": 500000000,
             "deepspeed.wall_clock_breakdown": True,
             "recompute.layers": "full",
-            "data.train": "tokens/text_document",
+            "data.train": (Source(tokens="tokens/text_document"),),
             "data.split": "969,30,1",
             "evaluation.every": 1000,
             "evaluation.batches": 10,
@@ -79,8 +80,31 @@ LOADS: dict[str, tuple[list[str], list[str], dict[str, Any]]] = {
             "model.mixer.bias": True,
             "batch.accumulation": 4,
             "save.steps": (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
-            "data.valid": "tokens/pile",
+            "data.valid": (Source(tokens="tokens/pile"),),
             "data.split": None,
+        },
+    ),
+    "blend": (
+        ["blend.yml"],
+        [VOCAB, "precision=bf16"],
+        {
+            "data.train": (Source(tokens="tokens/a", weight=2.0), Source(tokens="tokens/b", weight=1.0)),
+            "data.valid": (Source(tokens="tokens/a"),),
+            "data.blend": "gpt-neox",
+            "data.packing": "packed",
+            "data.isolated": False,
+            "evaluation.batches": 3,
+        },
+    ),
+    "labels": (
+        ["labels.yml"],
+        [VOCAB, "precision=bf16"],
+        {
+            "data.train": (Source(tokens="tokens/text", labels="tokens/labels"),),
+            "data.weigh_by_documents": 0.3,
+            "data.packing": "whole",
+            "data.isolated": False,
+            "data.mask_after_end": True,
         },
     ),
     "20b": (
@@ -212,8 +236,6 @@ REFUSED = {
     "refused-onebit.yml": "optimizer.type: OneBitAdam: DeepSpeed 0.19 has removed it; choose Adam",
     "refused-mup.yml": "use_mup True",
     "refused-dpo.yml": r"train_impl 'dpo'.*\(refused too: dataset_impl, pos_train_data_paths, neg_train_data_paths\)",
-    "refused-labels.yml": "train_label_data_paths .*not built yet",
-    "refused-blend.yml": "train_data_paths: 2 paths: a blend of several is not built yet",
     "refused-tuning.yml": "autotuning",
     "refused-soft.yml": "soft prompts",
     "refused-relative.yml": "pos_emb is 'rpe'",
@@ -275,6 +297,31 @@ def test_what_gpt_neox_has_no_word_for_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             spell_neox(load_run(paths, [*overrides, given]))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"train_data_weights": [1.0]}, "train_data_weights: 1 of them for 2 paths"),
+        ({"train_label_data_paths": ["a", "b", "c"]}, "train_label_data_paths: 3 of them for 2 paths"),
+        ({"train_data_paths": [3]}, r"train_data_paths: \[3\] is no list of paths"),
+        ({"train_data_weights": [1.0, -1.0]}, "data.train.1.weight is -1.0"),
+        ({"data_path": "tokens/a"}, "keep one of them"),
+        ({"reset_position_ids": True}, "reset_position_ids: attention and positions end with a document together"),
+    ],
+)
+def test_sources_that_do_not_match_are_refused(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    tree = yaml.safe_load((FOLDER / "blend.yml").read_text())
+    (tmp_path / "run.yml").write_text(yaml.safe_dump({**tree, **given}))
+    with pytest.raises(ConfigError, match=said):
+        load_run([tmp_path / "run.yml"], [VOCAB, "precision=bf16"])
+
+
+def test_a_reset_of_attention_and_positions_is_within_documents(tmp_path: Path) -> None:
+    tree = yaml.safe_load((FOLDER / "blend.yml").read_text())
+    tree |= {"reset_attention_mask": True, "reset_position_ids": True}
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(tree))
+    assert load_run([tmp_path / "run.yml"], [VOCAB, "precision=bf16"]).data.isolated
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from neoxkit.data.rows.pack import Rows, bounds_of, epochs_for, pack, split
+from neoxkit.data.rows.arrange import Arrangement, epochs_of
+from neoxkit.data.rows.pack import Packed, bounds_of, epochs_for, pack, split
+from neoxkit.data.rows.rows import Reading, Rows
 from neoxkit.data.tokens.indexed import IndexedFile, IndexedWriter
 from neoxkit.errors import DataError
 
@@ -90,6 +92,15 @@ def file_of(folder: Path, documents: list[list[int]], vocab: int | None = 1000) 
     return IndexedFile(folder / "p")
 
 
+def packed_rows(
+    file: IndexedFile, context: int, seed: int, epochs: int | None = None, rows: int = 1, vocab: int | None = None
+) -> Rows:
+    """The rows that a run reads of a whole file."""
+    passes = epochs or epochs_of("packed", file, 0, len(file), context, rows)
+    arranged = Arrangement(kind="packed", context=context, seed=seed, first=0, last=len(file), epochs=passes)
+    return Rows(file, arranged.order(file), Reading(context=context, vocab=vocab))
+
+
 @settings(deadline=None, max_examples=50)
 @given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=12), context=st.integers(1, 5), seed=st.integers(0, 9))
 def test_rows_are_stretches_of_the_stream(
@@ -98,35 +109,39 @@ def test_rows_are_stretches_of_the_stream(
     assume(sum(lengths) > context)
     numbers = iter(range(1000))
     documents = [[next(numbers) for _ in range(length)] for length in lengths]
-    rows = Rows(file_of(tmp_path_factory.mktemp("rows"), documents), context, seed=seed, epochs=2)
-    stream = [token for place in rows.packing.order for token in documents[place]]
+    rows = packed_rows(file_of(tmp_path_factory.mktemp("rows"), documents), context, seed, epochs=2)
+    assert isinstance(rows.order.first, Packed)
+    packing = rows.order.first.packing
+    stream = [token for place in packing.order for token in documents[place]]
     assert rows.count == (len(stream) - 1) // context
-    assert len(rows) == rows.count - 1
-    for number, j in enumerate(rows.packing.shuffle.tolist()):
+    for number, j in enumerate(packing.shuffle.tolist()):
         row = rows.row(number)
         assert row.ids.dtype == np.int64
         assert row.ids.tolist() == stream[j * context : j * context + context + 1]
 
 
-def test_a_run_of_every_row_is_not_cut_short(tmp_path: Path) -> None:
-    rows = Rows(file_of(tmp_path, [list(range(9))]), 4, rows=2, seed=0)
-    assert rows.count == 2
-    rows.row(1)
-    with pytest.raises(IndexError):
-        rows.row(2)
+def test_beyond_its_epochs_the_text_is_read_again_in_another_order(tmp_path: Path) -> None:
+    documents = [list(range(9 * k, 9 * k + 9)) for k in range(20)]
+    rows = packed_rows(file_of(tmp_path, documents), 4, seed=0, rows=40)
+    assert rows.count == 44
+    passes = [[tuple(rows.row(number).ids.tolist()) for number in range(at, at + 44)] for at in (0, 44, 88)]
+    assert len({*map(tuple, passes)}) == 3
+    assert rows.row(44).ids.tolist() == list(passes[1][0])  # whatever was read in between
+    for number in range(44):
+        assert len({*passes[number % 3]}) == 44
 
 
 @pytest.mark.parametrize("documents", [[], [[]], [[], []], [[1, 2, 3, 4]]])
 def test_too_little_text_is_refused(tmp_path: Path, documents: list[list[int]]) -> None:
     with pytest.raises(DataError, match=r"p\.bin: .* a row of context 4 takes 5"):
-        Rows(file_of(tmp_path, documents), 4, rows=2, seed=0)
+        packed_rows(file_of(tmp_path, documents), 4, seed=0, rows=2)
 
 
 def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
     file = file_of(tmp_path, [[1, 2, 30, 4, 5]])
-    assert Rows(file, 4, epochs=1, seed=0, vocab=31).row(0).ids.tolist() == [1, 2, 30, 4, 5]
+    assert packed_rows(file, 4, seed=0, vocab=31).row(0).ids.tolist() == [1, 2, 30, 4, 5]
     with pytest.raises(DataError, match="token id 30, and the vocabulary is 30"):
-        Rows(file, 4, epochs=1, seed=0, vocab=30).row(0)
+        packed_rows(file, 4, seed=0, vocab=30).row(0)
 
 
 def test_floats_are_not_tokens(tmp_path: Path) -> None:
@@ -135,7 +150,7 @@ def test_floats_are_not_tokens(tmp_path: Path) -> None:
     idx[17] = 6
     file.idx.write_bytes(idx)
     with pytest.raises(DataError, match="float32, not token ids"):
-        Rows(IndexedFile(tmp_path / "p"), 4, epochs=1, seed=0)
+        packed_rows(IndexedFile(tmp_path / "p"), 4, seed=0)
 
 
 @pytest.mark.parametrize(

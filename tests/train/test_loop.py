@@ -159,13 +159,18 @@ def test_another_batch_goes_on_with_the_samples_that_follow(folder: Path) -> Non
         ("model.residual=sequential", "model.residual is sequential"),
         ("precision=bf16", "precision is bf16"),
         ("data.sequence=6", "data.sequence is 6"),
-        ("steps=5000", "more epochs would change the order"),
     ],
 )
 def test_a_run_refuses_what_would_make_it_another(folder: Path, override: str, said: str) -> None:
     start(folder, steps=2)
     assert said in refusal(ConfigError, folder, override, steps=4)
     assert steps_of(folder / "run") == ["step-00000002"]
+
+
+def test_a_longer_run_reads_its_text_again_in_another_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start(folder, steps=2)
+    assert start(folder, steps=4, batch={"size": 300}).position.samples == 608
+    assert "beyond them its text is read again, in another order" in capsys.readouterr().err
 
 
 def test_a_run_refuses_other_data(folder: Path) -> None:
@@ -303,7 +308,7 @@ def test_split_holds_documents_out(folder: Path) -> None:
     start(folder, steps=2, data=data)
     state = Checkpoint.open(folder / "run").trainer_state()
     assert state is not None
-    assert state["data"]["documents"] == 32
+    assert state["data"]["sources"][0]["documents"] == 32
     assert "valid_loss" in metrics.read(folder / "run")[-1]
     assert "data.train" in refusal(ConfigError, folder, steps=3, data={**data, "split": "7,3"})
 

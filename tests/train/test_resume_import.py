@@ -18,7 +18,9 @@ from refusal import run
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.config.optimizer import Schedule
 from neoxkit.convert.load import load_decoder
-from neoxkit.data.rows.pack import Rows
+from neoxkit.data.rows.arrange import Arrangement
+from neoxkit.data.rows.pack import pack
+from neoxkit.data.rows.rows import Reading, Rows
 from neoxkit.data.tokens.indexed import IndexedFile, IndexedWriter
 from neoxkit.train.schedule import rate
 
@@ -35,10 +37,13 @@ def tokens(oracle: Path, prefix: Path, seed: int) -> None:
         with IndexedWriter(prefix, vocab=512, force=True) as writer:
             writer.add(stream)
             writer.commit()
-        rows = Rows(IndexedFile(prefix), 64, seed=seed, rows=36)
+        file = IndexedFile(prefix)
+        packing = pack(file.sizes, np.arange(1), 64, seed=seed, rows=36)
         for number, row in enumerate(wanted, 24):
-            at = int(rows.packing.shuffle[number]) * 64
+            at = int(packing.shuffle[number]) * 64
             stream[at : at + 65] = row
+    order = Arrangement(kind="packed", context=64, seed=seed, first=0, last=1, epochs=packing.epochs).order(file)
+    rows = Rows(file, order, Reading(context=64))
     assert np.array_equal(np.stack([rows.row(number).ids for number in range(24, 36)]), wanted)
 
 

@@ -46,8 +46,8 @@ RETIRED: Mapping[str, Option] = {
         refused(
             "apply_residual_connection_post_layernorm", FLAG, False, "residuals taken after the norm", "leave it out"
         ),
-        refused("reset_attention_mask", FLAG, False, "attention that ends with the document", "leave it out"),
-        refused("reset_position_ids", FLAG, False, "positions that begin with the document", "leave it out"),
+        mapped("reset_attention_mask", FLAG, False, "data.within_documents", "together with reset_position_ids"),
+        mapped("reset_position_ids", FLAG, False, "data.within_documents", "together with reset_attention_mask"),
         refused("train_data_path", TEXT, None, *_SINGLE),
         refused("valid_data_path", TEXT, None, *_SINGLE),
         refused("test_data_path", TEXT, None, *_SINGLE),

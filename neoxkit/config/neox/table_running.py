@@ -156,7 +156,7 @@ OPTIONS: tuple[Option, ...] = (
     ignored("rank", WHOLE, None, STARTED),
     ignored("lazy_mpu_init", FLAG, False, STARTED),
     ignored("short_seq_prob", NUMBER, 0.1, NOTHING),
-    refused("eod_mask_loss", FLAG, False, "a loss without the tokens after a document's end", "leave it out"),
+    mapped("eod_mask_loss", FLAG, False, "data.mask_after_end"),
     ignored("adlr_autoresume", FLAG, False, "a run that is sent SIGTERM saves, and goes on when it is started again"),
     ignored("adlr_autoresume_interval", WHOLE, 1000, NOTHING),
     ignored("onnx_safe", FLAG, False, "`neoxkit export` makes no ONNX file"),

@@ -6,7 +6,6 @@ from neoxkit.config.neox.option import FLAG, LIST, MAPPING, NUMBER, TEXT, WHOLE,
 from neoxkit.config.neox.table_model import NOTHING
 
 OPTIMIZERS = ("adam", "onebitadam", "cpu_adam", "cpu_torch_adam", "sm3", "madgrad_wd", "sgd", "lion")
-LABELS = ("labels beside the tokens are not built yet", "tokenize the text without a mask, and leave it out")
 PAIRS = ("pairs to prefer among are not built yet", "leave it out: neoxkit trains on plain text so far")
 OBJECTIVE = ("an objective other than the next token is not built yet", "set train_impl: normal")
 OTHER = "of another `train_impl` than normal alone, and those are refused"
@@ -14,7 +13,6 @@ TEST = "a run makes no test pass at its end; `neoxkit eval` measures any checkpo
 DIES = "the block `fp16` decides, in gpt-neox too"
 MUP = "of muP alone, and `use_mup` is refused"
 MEMORY = "of memory and time alone; no result changes"
-WEIGHTS = "with one path a weight says nothing, and several are refused"
 
 _PAIRED = tuple(
     f"{side}_{part}_{label}data_paths"
@@ -46,36 +44,34 @@ OPTIONS: tuple[Option, ...] = (
         "write the old run's lr, min_lr, warmup and lr_decay_iters",
     ),
     mapped("data_path", TEXT, None, "data.train", "held-out data is what `split` takes of it"),
-    ignored("use_shared_fs", FLAG, True, "every process makes its index in memory, so nothing is shared"),
-    mapped("train_data_paths", LIST, None, "data.train", "one path; a blend of several is not built yet"),
-    refused("train_label_data_paths", LIST, None, *LABELS),
+    ignored(
+        "use_shared_fs",
+        FLAG,
+        True,
+        "an index of samples is found by what it depends on, shared or not",
+    ),
+    mapped("train_data_paths", LIST, None, "data.train", "with data.blend: gpt-neox"),
+    mapped("train_label_data_paths", LIST, None, "data.train[].labels"),
     refused("train_reward_data_paths", LIST, None, *OBJECTIVE),
     ignored("test_data_paths", LIST, None, TEST),
     ignored("test_label_data_paths", LIST, None, TEST),
     ignored("test_reward_data_paths", LIST, None, TEST),
-    mapped("valid_data_paths", LIST, None, "data.valid", "one path"),
-    refused("valid_label_data_paths", LIST, None, *LABELS),
+    mapped("valid_data_paths", LIST, None, "data.valid"),
+    mapped("valid_label_data_paths", LIST, None, "data.valid[].labels"),
     refused("valid_reward_data_paths", LIST, None, *OBJECTIVE),
     *(refused(name, LIST, None, *PAIRS) for name in _PAIRED),
-    ignored("train_data_weights", LIST, None, WEIGHTS),
-    ignored("valid_data_weights", LIST, None, WEIGHTS),
+    mapped("train_data_weights", LIST, None, "data.train[].weight"),
+    mapped("valid_data_weights", LIST, None, "data.valid[].weight"),
     ignored("test_data_weights", LIST, None, TEST),
-    ignored("weight_by_num_documents", FLAG, False, WEIGHTS),
-    ignored("weighted_sampler_alpha", NUMBER, 1.0, WEIGHTS),
-    refused(
-        "data_impl",
-        ("infer", "mmap", "cached"),
-        "infer",
-        "the old format of token files",
-        "make .bin and .idx of the text anew, with `neoxkit data tokenize`",
-        ("mmap",),
-    ),
-    refused(
+    mapped("weight_by_num_documents", FLAG, False, "data.weigh_by_documents", "the power is weighted_sampler_alpha"),
+    mapped("weighted_sampler_alpha", NUMBER, 1.0, "data.weigh_by_documents"),
+    ignored("data_impl", ("infer", "mmap", "cached"), "infer", "the format of token files is seen in them"),
+    mapped(
         "pack_impl",
         ("packed", "pack_until_overflow", "unpacked"),
         "packed",
-        "samples that end where a document ends are not built yet",
-        "set pack_impl: packed",
+        "data.packing",
+        "whole, single; what gpt-neox does there it does not mean (docs/defects.md)",
     ),
     refused("dataset_impl", ("gpt2", "pairwise", "online"), "gpt2", *PAIRS),
     refused("train_impl", ("normal", "dpo", "rm", "kto", "reinforce"), "normal", *OBJECTIVE),
@@ -91,7 +87,7 @@ OPTIONS: tuple[Option, ...] = (
     ignored("kl_impl", ("abs", "mse", "kl", "full"), "mse", OTHER),
     ignored("kl_div_beta", NUMBER, 0.1, OTHER),
     ignored("reinforce_leave_one_out", FLAG, False, OTHER),
-    ignored("allow_chopped", FLAG, True, "of other packings than `packed` alone, and those are refused"),
+    ignored("allow_chopped", FLAG, True, "a document longer than a sample is cut into pieces, and none is lost"),
     ignored("mmap_warmup", FLAG, False, "the system reads ahead by itself"),
     mapped("save", TEXT, None, "save.folder"),
     refused(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neoxkit.config.neox import translate_learning, translate_model, translate_running
+from neoxkit.config.neox import translate_data, translate_learning, translate_model, translate_running
 from neoxkit.config.neox.draft import Draft
 from neoxkit.config.neox.files import Mix
 from neoxkit.config.tree import Tree
@@ -18,7 +18,7 @@ def translate(mix: Mix) -> Tree:
     translate_model.model(draft)
     for part in (translate_learning.precision, translate_learning.optimizer, translate_learning.schedule):
         part(draft)
-    for part in (translate_running.data, translate_running.devices, translate_running.batch):
+    for part in (translate_data.data, translate_running.devices, translate_running.batch):
         part(draft)
     for part in (translate_running.saving, translate_running.loading, translate_running.watching):
         part(draft)

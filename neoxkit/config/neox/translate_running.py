@@ -1,4 +1,4 @@
-"""gpt-neox's options of data, batches, devices, checkpoints and logs to ours."""
+"""gpt-neox's options of batches, devices, checkpoints and logs to ours."""
 
 from __future__ import annotations
 
@@ -10,80 +10,6 @@ from typing import Any
 from neoxkit.config.deepspeed import STAGES, DeepSpeedOptions, ZeroTuning, reads
 from neoxkit.config.neox.draft import Draft
 from neoxkit.config.run import HALF
-
-
-def data(draft: Draft) -> None:
-    """The tokens: of one path that `split` divides, or of a path each to learn from and to be judged by."""
-    train, valid = _only(draft, "train_data_paths"), _only(draft, "valid_data_paths")
-    path = draft.get("data_path")
-    if path is not None and (train or valid):
-        raise draft.refuse("data_path", "train_data_paths or valid_data_paths is given too", "keep one of them")
-    if train or path:
-        draft.put("data.train", train or path, "train_data_paths" if train else "data_path")
-    else:
-        draft.lack(
-            "data.train", "neither data_path nor train_data_paths is given", "give one, or --set data.train=PREFIX"
-        )
-    held_out = valid is not None
-    if path:
-        share = str(draft.get("split")).replace("/", ",").split(",")
-        held_out = len(share) > 1 and share[1].strip() not in ("", "0", "0.0")
-        if held_out:
-            draft.put("data.split", ",".join(part.strip() for part in share), "split")
-    if draft.get("eval_iters") == 0:
-        draft.dropped["eval_iters"] = "held-out data is not given to the run"
-        held_out = False
-        draft.tree.values.get("data", {}).pop("split", None)
-    elif held_out:
-        if valid is not None:
-            draft.put("data.valid", valid, "valid_data_paths")
-        draft.put("evaluation.every", draft.get("eval_interval"), "eval_interval")
-        draft.put("evaluation.batches", draft.get("eval_iters"), "eval_iters")
-    draft.used.add("seq_length")
-    if draft.has("seq_length") and draft.get("seq_length") != draft.get("max_position_embeddings"):
-        draft.put("data.sequence", draft.get("seq_length"), "seq_length")
-    draft.put("seed", draft.get("seed"), "seed")
-    _curriculum(draft)
-
-
-def _curriculum(draft: Draft) -> None:
-    """Samples that are short at first: DeepSpeed's curriculum of before 0.19, which is neoxkit's own."""
-    block = draft.get("curriculum_learning")
-    if not block or block.get("enabled") is False:
-        return
-    how = block.get("schedule_config")
-    if not isinstance(how, dict):
-        raise draft.refuse("curriculum_learning", f"schedule_config is {how!r:.60}", "it must be a mapping")
-    kind, schedule = block.get("curriculum_type", "seqlen"), block.get("schedule_type", "fixed_linear")
-    whole = draft.get("seq_length") or draft.get("max_position_embeddings")
-    known = {"fixed_linear": 1, "fixed_root": how.get("root_degree", 1)}
-    if kind != "seqlen" or str(schedule) not in known or block.get("max_difficulty", whole) != whole:
-        raise draft.refuse(
-            "curriculum_learning",
-            "not a length that grows to seq_length by fixed_linear or fixed_root",
-            "set curriculum_type: seqlen, one of these and max_difficulty: {seq_length}",
-        )
-    for ours, value, theirs in (
-        ("start", block.get("min_difficulty"), "min_difficulty"),
-        ("steps", how.get("total_curriculum_step"), "schedule_config.total_curriculum_step"),
-        ("multiple", how.get("difficulty_step"), "schedule_config.difficulty_step"),
-        ("root", known[schedule], "schedule_config.root_degree"),
-    ):
-        if value is None:
-            raise draft.refuse("curriculum_learning", f"{theirs} is not given", "give it")
-        draft.put(f"data.curriculum.{ours}", value, f"curriculum_learning.{theirs}", "curriculum_learning")
-
-
-def _only(draft: Draft, name: str) -> str | None:
-    """The one path of a list."""
-    paths = draft.get(name)
-    if paths is None:
-        return None
-    if len(paths) != 1 or not isinstance(paths[0], str):
-        raise draft.refuse(
-            name, f"{len(paths)} paths: a blend of several is not built yet", "give one path, of all tokens together"
-        )
-    return paths[0]
 
 
 def devices(draft: Draft) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from neoxkit.config.data import Data
 from neoxkit.config.neox.network import GATED, NORMS, PLAIN
+from neoxkit.config.neox.translate_data import PACKINGS
 from neoxkit.config.neox.translate_model import INITS
 from neoxkit.config.run import RunConfig
 
@@ -29,6 +31,7 @@ def lost(run: RunConfig, back: RunConfig) -> Iterator[str]:
     ours, theirs = (_flat(each.model_dump(mode="json")) for each in (run, back))
     for key in {**ours, **theirs}:
         told = any(key == name or key.startswith(f"{name}.") for name in UNTOLD)
+        told |= key == "data.blend" and len(run.data.train) == 1  # which is blended with nothing
         if ours.get(key) != theirs.get(key) and not told:
             yield key
 
@@ -114,11 +117,7 @@ def _running(run: RunConfig) -> dict[str, Any]:
     offload |= {"offload_param": {"device": "cpu"}} if zero.offload == "all" else {}
     follows = batch.micro and batch.accumulation and not mesh.dp
     found: dict[str, Any] = {
-        "data_path": run.data.train if run.data.valid is None else None,
-        "split": (run.data.split or "100,0,0") if run.data.valid is None else None,
-        "train_data_paths": None if run.data.valid is None else [run.data.train],
-        "valid_data_paths": None if run.data.valid is None else [run.data.valid],
-        "data_impl": "mmap",
+        **_data(run.data),
         "seed": run.seed,
         "train_batch_size": None if follows else batch.size,
         "train_micro_batch_size_per_gpu": batch.micro,
@@ -151,6 +150,28 @@ def _running(run: RunConfig) -> dict[str, Any]:
     if run.data.valid is not None or run.data.split is not None:
         found |= {"eval_interval": run.evaluation.every, "eval_iters": run.evaluation.batches}
     return found | _watching(run)
+
+
+def _data(data: Data) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "data_impl": "mmap",
+        "pack_impl": {ours: theirs for theirs, ours in PACKINGS.items()}.get(data.packing, data.packing),
+        "eod_mask_loss": data.mask_after_end,
+    }
+    alone = len(data.train) == 1 and data.train[0].labels is None and data.blend == "exact"
+    if alone and data.valid is None:
+        return found | {"data_path": data.train[0].tokens, "split": data.split or "100,0,0"}
+    for part, sources in (("train", data.train), ("valid", data.valid or ())):
+        for name, values in (
+            (f"{part}_data_paths", [source.tokens for source in sources]),
+            (f"{part}_data_weights", [source.weight for source in sources]),
+            (f"{part}_label_data_paths", [source.labels for source in sources]),
+        ):
+            if any(value not in (None, 1.0) for value in values):
+                found[name] = values
+    if data.weigh_by_documents is not None:
+        found |= {"weight_by_num_documents": True, "weighted_sampler_alpha": data.weigh_by_documents}
+    return found
 
 
 def _watching(run: RunConfig) -> dict[str, Any]:

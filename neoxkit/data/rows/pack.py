@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from neoxkit.data.rows.row import Row
-from neoxkit.data.tokens.indexed import IndexedFile
+from neoxkit.data.rows.order import Span
 from neoxkit.errors import DataError
 
 
@@ -98,68 +97,31 @@ def pack(
     return Packing(order, bounds, shuffle, epochs)
 
 
-class Rows:
-    """Rows of context + 1 tokens of one file, in the order in which training reads them.
+class Packed:
+    """The pass of a packing: row k is S + 1 tokens of stretch shuffle[k]."""
 
-    `documents` is the stretch of sequences to use (all, when None); `vocab` bounds the ids that may
-    be read. len() is M - 1, as in gpt-neox, which never trains on the last row; `row` reads all M,
-    so a run of exactly M rows is not cut short.
-
-    Raises DataError when the file is not of integers, or has too little text for one row.
-    """
-
-    def __init__(
-        self,
-        file: IndexedFile,
-        context: int,
-        *,
-        seed: int,
-        rows: int | None = None,
-        epochs: int | None = None,
-        documents: tuple[int, int] | None = None,
-        vocab: int | None = None,
-    ) -> None:
-        if file.dtype.kind not in "iu":
-            raise DataError(f"{file.idx} holds {file.dtype.name}, not token ids", "give the prefix of a token file")
-        first, last = documents or (0, len(file))
-        try:
-            self.packing = pack(
-                file.sizes, np.arange(first, last, dtype=np.int32), context, seed=seed, rows=rows, epochs=epochs
-            )
-        except DataError as error:
-            raise DataError(f"{file.bin}: {error.cause}", error.remedy) from error
-        self.file, self.context, self.vocab = file, context, vocab
-
-    def __len__(self) -> int:
-        return max(0, self.count - 1)
+    def __init__(self, packing: Packing, sizes: npt.NDArray[np.integer[Any]]) -> None:
+        """`sizes` [N] are those of all sequences of the file."""
+        self.packing, self._sizes = packing, sizes
 
     @property
     def count(self) -> int:
-        """M: every row, the last too."""
+        """M. gpt-neox trains on M - 1 rows of it, never on the last."""
         return len(self.packing.shuffle)
 
-    def row(self, number: int) -> Row:
-        """Row `number`, 0 <= number < count, of context + 1 tokens.
-
-        Raises DataError when it holds an id that the vocabulary has not.
-        """
-        if not 0 <= number < self.count:
-            raise IndexError(f"row {number} of {self.count}")
-        stretch = int(self.packing.shuffle[number])
-        (place, offset), (last, end) = self.packing.bounds[stretch : stretch + 2].tolist()
-        parts = []
-        for at in range(place, last + 1):
-            document = int(self.packing.order[at])
-            parts.append(self.file.read(document, offset if at == place else 0, end + 1 if at == last else None))
-        ids = np.concatenate(parts).astype(np.int64)
-        assert len(ids) == self.context + 1, (len(ids), self.context)
-        if self.vocab is not None and (ids.max() >= self.vocab or ids.min() < 0):
-            wrong = int(ids.max() if ids.max() >= self.vocab else ids.min())
-            raise DataError(
-                f"{self.file.bin}: row {number} has token id {wrong}, and the vocabulary is {self.vocab}",
-                "train with the vocabulary of the tokenizer that made the file",
-            )
-        return Row(ids)
+    def spans(self, number: int) -> list[Span]:
+        """What row `number` consists of: parts of documents that follow each other."""
+        packing = self.packing
+        stretch = int(packing.shuffle[number])
+        (place, offset), (last, end) = packing.bounds[stretch : stretch + 2].tolist()
+        if place == last:
+            return [Span(int(packing.order[place]), offset, end + 1)]
+        sequences = packing.order[place : last + 1]
+        stops = self._sizes[sequences].tolist()
+        stops[-1] = end + 1
+        starts = [offset] + [0] * (last - place)
+        found = zip(sequences.tolist(), starts, stops, strict=True)
+        return [Span(*each) for each in found if each[1] < each[2]]
 
 
 def split(weights: str | Sequence[float], documents: int) -> list[tuple[int, int]]:

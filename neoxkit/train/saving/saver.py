@@ -27,7 +27,7 @@ from neoxkit.mesh import ONE
 from neoxkit.parallel.world import ALONE, World
 from neoxkit.spec import Axis
 from neoxkit.train.engine import Engine, Held
-from neoxkit.train.feed import Identity
+from neoxkit.train.identity import Identity
 from neoxkit.train.resume import Past, Position
 from neoxkit.train.saving.background import Background
 from neoxkit.train.saving.exchange import pack, unpack

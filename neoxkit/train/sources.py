@@ -1,0 +1,99 @@
+"""The rows of one source of tokens, as a run's options say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from neoxkit.checkpoint.store import Place
+from neoxkit.config.data import Source
+from neoxkit.config.run import RunConfig
+from neoxkit.data.rows.arrange import Arrangement
+from neoxkit.data.rows.blend import Blend, Phase
+from neoxkit.data.rows.cache import LARGE, Cache
+from neoxkit.data.rows.fill_in_middle import FillInMiddle
+from neoxkit.data.rows.row import Row
+from neoxkit.data.rows.rows import Reading, Rows
+from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.data.tokens.indexed import IndexedFile
+from neoxkit.data.tokens.sidecar import read_sidecar
+from neoxkit.errors import ConfigError
+
+
+def open_rows(
+    config: RunConfig,
+    source: Source,
+    file: IndexedFile,
+    stretch: tuple[int, int],
+    epochs: int,
+    turn: FillInMiddle | None,
+) -> Rows:
+    """The rows of a stretch of a source's documents, a pass of so many epochs; `turn` from `fill_in_middle`."""
+    data = config.data
+    arranged = Arrangement(
+        kind=data.packing,
+        context=config.sequence,
+        seed=config.seed,
+        first=stretch[0],
+        last=stretch[1],
+        epochs=epochs,
+        within_documents=data.isolated,
+        turned=data.fill_in_middle is not None,
+    )
+    folder = data.cache or (f"{source.tokens}.index" if stretch[1] - stretch[0] >= LARGE else None)
+    reading = Reading(
+        context=config.sequence,
+        vocab=config.model.vocab,
+        within_documents=data.isolated,
+        end=_end(config, source) if data.mask_after_end or data.fill_in_middle else None,
+        mask_after_end=data.mask_after_end,
+        fill_in_middle=turn,
+        seed=config.seed,
+    )
+    labels = IndexedFile(source.labels) if source.labels else None
+    return Rows(file, arranged.order(file, Cache(Path(folder) if folder else None)), reading, labels)
+
+
+class HeldOut:
+    """The samples of an evaluation: every row of each source, or `limit` of them by weight."""
+
+    def __init__(self, rows: Sequence[Rows], weights: Sequence[float], limit: int | None) -> None:
+        self._rows = rows
+        self._ends = np.cumsum([each.count for each in rows]).tolist()
+        self.count: int = self._ends[-1] if limit is None else min(limit, self._ends[-1])
+        self._blend = None if self.count == self._ends[-1] else Blend((Phase(0, tuple(weights)),))
+
+    def row(self, number: int) -> Row:
+        """Sample `number`, below `count`."""
+        if self._blend is not None:
+            source, index = self._blend.locate(number)
+            return self._rows[source].row(index)
+        source = int(np.searchsorted(self._ends, number, side="right"))
+        return self._rows[source].row(number - (self._ends[source - 1] if source else 0))
+
+
+def _end(config: RunConfig, source: Source) -> int | None:
+    """The token that ends documents. Raises ConfigError where it is needed and nobody says."""
+    known = read_sidecar(source.tokens)
+    eos = config.model.tokens.eos
+    end = known.eod if known else eos[0] if eos else None
+    if end is None and config.data.mask_after_end:
+        raise ConfigError(
+            f"data.mask_after_end: which token ends a document of {source.tokens} is not known",
+            "set model.tokens.eos to its id",
+        )
+    return end
+
+
+def fill_in_middle(config: RunConfig, tokenizer: Place | None) -> FillInMiddle | None:
+    """The transformation with the ids of its tokens."""
+    given = config.data.fill_in_middle
+    if given is None:
+        return None
+    if tokenizer is None:
+        raise ConfigError("data.fill_in_middle names tokens, and no tokenizer is known", "give data.tokenizer")
+    known = Tokenizer(tokenizer)
+    ids = (known.id(token) for token in (given.prefix, given.middle, given.suffix))
+    return FillInMiddle(given.rate, given.spm_rate, *ids)
