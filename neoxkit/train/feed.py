@@ -111,11 +111,16 @@ class Feed:
             return [math.ceil(needed * weight / sum(phase.weights) * SPARE) for weight in phase.weights]
         return [int(count) for count in self._blend.counts(needed)]
 
-    def row(self, number: int) -> Row:
-        """Row `number` of the run."""
+    def locate(self, number: int) -> tuple[str, Rows, int]:
+        """The prefix of the source that row `number` of the run is of, its rows, and which of them it is."""
         source, index = self._blend.locate(number)
         rows = self._rows[source]
         assert rows is not None, "of what is no longer read nothing is asked"
+        return self.identity.sources[source].prefix, rows, index
+
+    def row(self, number: int) -> Row:
+        """Row `number` of the run."""
+        _, rows, index = self.locate(number)
         return rows.row(index)
 
     def _held_out(

@@ -58,6 +58,25 @@ class Rows:
 
         Raises DataError when it holds an id that the vocabulary has not, or labels that are not its tokens'.
         """
+        reading = self.reading
+        spans, parts, labels = self._parts(number)
+        filled = sum(map(len, parts))
+        ids = np.zeros(max(filled, reading.context + 1), np.int64)
+        np.concatenate(parts, out=ids[:filled])
+        ids = ids[: reading.context + 1]
+        self._check(ids, number)
+        lengths = np.array([len(part) for part in parts])
+        counts = self._counts(ids, filled, spans, lengths, labels, number)
+        segments = _numbered(lengths, reading.context) if reading.within_documents else None
+        return Row(ids, counts, segments)
+
+    def documents(self, number: int) -> npt.NDArray[np.int32]:
+        """A number for the document of each token of row `number`, and one for padding: [context + 1]."""
+        _, parts, _ = self._parts(number)
+        return _numbered(np.array([len(part) for part in parts]), self.reading.context + 1)
+
+    def _parts(self, number: int) -> tuple[list[Span], list[npt.NDArray[Any]], list[npt.NDArray[Any]] | None]:
+        """What a row consists of, its tokens and its labels, document by document."""
         spans, reading = self.order.spans(number), self.reading
         parts = [self.file.read(*span) for span in spans]
         labels = None if self.labels is None else [self.labels.read(*span) for span in spans]
@@ -68,15 +87,7 @@ class Rows:
                 parts[at], turned = reading.fill_in_middle.apply(part, own, reading.end, generator)
                 if labels is not None and turned is not None:
                     labels[at] = turned
-        filled = sum(map(len, parts))
-        ids = np.zeros(max(filled, reading.context + 1), np.int64)
-        np.concatenate(parts, out=ids[:filled])
-        ids = ids[: reading.context + 1]
-        self._check(ids, number)
-        lengths = np.array([len(part) for part in parts])
-        counts = self._counts(ids, filled, spans, lengths, labels, number)
-        segments = self._segments(filled, lengths) if reading.within_documents else None
-        return Row(ids, counts, segments)
+        return spans, parts, labels
 
     def _check(self, ids: npt.NDArray[np.int64], number: int) -> None:
         vocab = self.reading.vocab
@@ -126,8 +137,8 @@ class Rows:
                 f"labels are the token itself or {IGNORED}; make the two files together",
             )
 
-    def _segments(self, filled: int, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """A number for each span's tokens of the input, and one for padding."""
-        rest = max(0, self.reading.context - filled)
-        found = np.repeat(np.arange(len(lengths) + 1, dtype=np.int32), np.append(lengths, rest))
-        return found[: self.reading.context]
+
+def _numbered(lengths: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.int32]:
+    """The number of the span that each of the first `tokens` is of; of padding the next. Example: [2, 1], 4: 0 0 1 2."""
+    rest = max(0, tokens - int(lengths.sum()))
+    return np.repeat(np.arange(len(lengths) + 1, dtype=np.int32), np.append(lengths, rest))[:tokens]
