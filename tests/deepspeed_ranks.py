@@ -53,7 +53,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Chain:
-    """A model, the engines that train it in turn, each for some steps, and what one process has after each."""
+    """A model, the engines that train it in turn, each for some steps, and what one process has after each.
+
+    With `packed` they are given rows of several documents, each of which that process had in a row of its own.
+    """
 
     name: str
     family: str
@@ -61,6 +64,7 @@ class Chain:
     links: tuple[Link, ...]
     steps: int = 2
     options: dict[str, Any] = field(default_factory=dict)
+    packed: bool = False
     reports: tuple[tuple[float, float, int], ...] = ()
     states: tuple[dict[str, Tensor], ...] = ()
     judged: tuple[tuple[float, int], ...] = ()
@@ -81,6 +85,22 @@ class Chain:
             options |= {"engine": link.engine, "zero": {"stage": link.stage}} | link.changes
         return runs.config(self.family, **options)
 
+    def rows(self, step: int) -> list[Batch]:
+        """The micro-batches of a step."""
+        return packed_rows(step) if self.packed else rows(step)
+
+
+def packed_rows(step: int) -> list[Batch]:
+    """Rows of several documents, for micro-batches of two rows: one has but one row, one has no documents."""
+    seed = 10 * step
+    found = [
+        runs.packed(2, seed, LENGTH),
+        runs.batch(2, seed + 1, LENGTH),
+        runs.packed(2, seed + 2, LENGTH, masked=True),
+        runs.packed(1, seed + 3, LENGTH),
+    ]
+    return found[step % 2 * 2 :]
+
 
 def rows(step: int) -> list[Batch]:
     """The samples of a step, one in each micro-batch; they differ in how many tokens count. Odd steps have half."""
@@ -89,23 +109,30 @@ def rows(step: int) -> list[Batch]:
     return [Batch(batch.ids[i : i + 1], batch.labels[i : i + 1], batch.mask[i : i + 1]) for i in range(count)]
 
 
+def apart(batches: list[Batch]) -> list[Batch]:
+    """The same with each document in a row of its own."""
+    return [each for batch in batches for each in ([batch] if batch.segments is None else runs.alone(batch))]
+
+
 def values(engine: Engine) -> dict[str, Tensor]:
     """A copy of the state of one process, by name."""
     return {held.name: held.value.detach().clone() for held in engine.state()}
 
 
-def prepare(name: str, family: str, precision: str, links: Sequence[Link], steps: int = 2, **options: Any) -> Chain:
+def prepare(
+    name: str, family: str, precision: str, links: Sequence[Link], steps: int = 2, packed: bool = False, **options: Any
+) -> Chain:
     """A chain, with what one process has after each link."""
-    begun = Chain(name, family, precision, tuple(links), steps, options)
+    begun = Chain(name, family, precision, tuple(links), steps, options, packed)
     engine = PlainEngine(begun.config(), NextToken())
     engine.initialise()
     reports, states, judged = [], [], []
     for step in range(steps * len(links)):
-        report = engine.step(rows(step), begun.config().optimizer.lr)
+        report = engine.step(apart(begun.rows(step)), begun.config().optimizer.lr)
         reports.append((report.loss, report.norm, report.tokens))
         if step % steps == steps - 1:
             states.append(values(engine))
-            judged.append(engine.evaluate(rows(10_000)))
+            judged.append(engine.evaluate(apart(begun.rows(10_000))))
     return replace(begun, reports=tuple(reports), states=tuple(states), judged=tuple(judged))
 
 
@@ -141,7 +168,7 @@ def check_steps(chain: Chain, number: int, engine: Any) -> Iterator[str]:
     dp = mesh.coord(dist.get_rank())[Axis.DP][0]
     for step in range(chain.steps * number, chain.steps * (number + 1)):
         loss, norm, tokens = chain.reports[step]
-        report = engine.step(iter(rows(step)[dp :: mesh.dp]), engine.config.optimizer.lr)
+        report = engine.step(iter(chain.rows(step)[dp :: mesh.dp]), engine.config.optimizer.lr)
         if not abs(report.loss - loss) <= close * loss:
             yield f"step {step}: the loss is {report.loss:.7f} and not {loss:.7f}"
         if report.skipped != (not math.isfinite(norm)) or (
@@ -150,7 +177,7 @@ def check_steps(chain: Chain, number: int, engine: Any) -> Iterator[str]:
             yield f"step {step}: the norm is {report.norm:.7f} and not {norm:.7f}"
         if report.tokens != tokens:
             yield f"step {step}: {report.tokens} tokens and not {tokens}"
-    nats, count = engine.evaluate(iter(rows(10_000)[dp :: mesh.dp]))
+    nats, count = engine.evaluate(iter(chain.rows(10_000)[dp :: mesh.dp]))
     if count != chain.judged[number][1] or not abs(nats - chain.judged[number][0]) <= close * nats:
         yield f"the evaluation is {nats}, {count} and not {chain.judged[number]}"
     made = sum(math.isfinite(norm) for _, norm, _ in chain.reports[: chain.steps * (number + 1)])
@@ -236,9 +263,12 @@ def check_scaled(chain: Chain, link: Link, engine: Any, saved: Checkpoint) -> It
     plain = PlainEngine(chain.config(), NextToken())
     plain.load_state(saved, counters)
     engine.load_state(saved, counters)
-    report = plain.step(rows(0), 0.01)
+    report = plain.step(chain.rows(0), 0.01)
     dp = link.mesh.coord(dist.get_rank())[Axis.DP][0]
-    if abs(engine.step(rows(0)[dp :: link.mesh.dp], 0.01).loss - report.loss) > CLOSE[chain.precision] * report.loss:
+    if (
+        abs(engine.step(chain.rows(0)[dp :: link.mesh.dp], 0.01).loss - report.loss)
+        > CLOSE[chain.precision] * report.loss
+    ):
         yield "at two rates the loss is another"
     wanted = values(plain)
     for held in engine.state():

@@ -24,7 +24,7 @@ from neoxkit.checkpoint.writer import Writer, cut
 from neoxkit.config.model import ModelConfig
 from neoxkit.config.optimizer import Init
 from neoxkit.convert.load import load_decoder
-from neoxkit.data.rows.batch import Batch
+from neoxkit.data.rows.batch import Batch, positions_of
 from neoxkit.errors import ConfigError
 from neoxkit.mesh import Mesh
 from neoxkit.nn import loss
@@ -56,7 +56,7 @@ CONTEXT = {2: {"cp 2": Mesh(cp=2)}, 4: {"cp 4": Mesh(cp=4), "cp 2 x tp 2": Mesh(
 
 def chosen(names: Sequence[str], world: int) -> list[str]:
     """The cases for the meshes of CONTEXT: all on two processes; on more, of each family one."""
-    made = [name for name in names if name.startswith("made-") or name == "segments"]
+    made = [name for name in names if name.startswith(("made-", "segments"))]
     rest = [name for name in names if name not in made]
     return [*made, *(rest if world == 2 else {name.partition("-")[0]: name for name in rest}.values())]
 
@@ -124,10 +124,10 @@ def prepare(name: str, config: ModelConfig, seed: int, segmented: bool = False) 
     tokens = torch.randint(0, config.vocab, (2, 9), generator=generator)
     ids, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     mask = (torch.rand(ids.shape, generator=generator) < (1 if segmented else 0.8)).float()
-    segments = (torch.arange(8) // 3).expand(2, 8).contiguous() if segmented else None
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2], [4, 5, 5, 5, 5, 5, 6, 6]], dtype=torch.int32)
     weights = random_weights(config, seed)
     model = fill(Decoder(config), weights)
-    hidden = model.hidden(ids, segments=segments)
+    hidden = apart(model, ids, segments) if segmented else model.hidden(ids)
     nats, gradients, norm = backward(model, hidden, labels, mask, LOCAL)
     whole_gradients = {spec.name: value for spec, _, value in gradients}
     for tensor, value in whole_gradients.items():
@@ -141,7 +141,16 @@ def prepare(name: str, config: ModelConfig, seed: int, segmented: bool = False) 
     state = train(config, LOCAL, False, weights, Batch(ids, labels, mask.bool()), MUON)[1] if made else []
     by_muon = {held.name: held.value.clone() for held in state}
     answers = (logits, nats, whole_gradients, norm, losses, trained, tell(model, ids), by_muon)
-    return Case(name, config, weights, ids, labels, mask, segments, *answers)
+    return Case(name, config, weights, ids, labels, mask, segments if segmented else None, *answers)
+
+
+def apart(model: Decoder, ids: Tensor, segments: Tensor) -> Tensor:
+    """The stream of rows whose documents are read one by one."""
+    found = []
+    for row, each in zip(ids, segments, strict=True):
+        sizes = each.unique_consecutive(return_counts=True)[1].tolist()
+        found.append(torch.cat([model.hidden(part[None]) for part in row.split(sizes)], dim=1))
+    return torch.cat(found)
 
 
 def tell(model: Decoder, ids: Tensor) -> list[int]:
@@ -209,8 +218,10 @@ def differs(what: str, found: Tensor, wanted: Tensor, scale: Tensor | None = Non
 def check_model(case: Case, groups: Groups, sequence: bool) -> Iterator[str]:
     """Logits, loss, every gradient box, their norm; and gradients by way of logits that were gathered."""
     model = fill(Decoder(case.config, groups=groups, sequence_parallel=sequence), case.weights)
-    segments = None if case.segments is None else share(case.segments, groups)
-    hidden = model.hidden(share(case.ids, groups), segments=segments)
+    segments = positions = None
+    if case.segments is not None:
+        segments, positions = (share(x, groups) for x in (case.segments, positions_of(case.segments)))
+    hidden = model.hidden(share(case.ids, groups), positions, segments)
     nats, gradients, norm = backward(model, hidden, share(case.labels, groups), share(case.mask, groups), groups)
     logits = model.head(hidden)
     yield from differs("the logits", logits, share(case.logits, groups))

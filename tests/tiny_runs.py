@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +80,26 @@ def batch(rows: int, seed: int, length: int = 12, masked: bool = False) -> Any:
     ids = torch.randint(0, VOCAB, (rows, length + 1), generator=generator)
     mask = torch.rand(rows, length, generator=generator) < torch.linspace(0.2, 1, rows)[:, None] if masked else None
     return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), mask)
+
+
+def packed(rows: int, seed: int, length: int = 12, masked: bool = False) -> Any:
+    """The same, of documents of 1 to 7 tokens that attention stays within."""
+    from neoxkit.data.rows.batch import positions_of
+
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 8, (rows, length), generator=generator)
+    segments = torch.stack([torch.arange(length).repeat_interleave(each)[:length] for each in sizes]).int()
+    return replace(batch(rows, seed, length, masked), segments=segments, positions=positions_of(segments))
+
+
+def alone(given: Any) -> list[Any]:
+    """The documents of a batch, each in a row of its own: what a batch of several must equal."""
+    from neoxkit.data.rows.batch import Batch
+
+    found = []
+    for row in range(len(given.ids)):
+        ends = [0, *(given.segments[row].diff().nonzero().flatten() + 1).tolist(), given.ids.shape[1]]
+        for here in (slice(*each) for each in pairwise(ends)):
+            mask = None if given.mask is None else given.mask[row : row + 1, here]
+            found.append(Batch(given.ids[row : row + 1, here], given.labels[row : row + 1, here], mask))
+    return found

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from neoxkit.config.kernels import DEFAULT, Kernels
 from neoxkit.config.model import Alibi, ModelConfig
 from neoxkit.nn.kernels import attend, prepare, prepare_pages
 from neoxkit.nn.kernels.sight import Prepared, Sight
@@ -38,7 +39,7 @@ def build_context(
     segments: Tensor | None,
     state: State | PagedState | None,
     division: Division = UNDIVIDED,
-    kernel: str = "auto",
+    kernels: Kernels = DEFAULT,
 ) -> Context:
     """The shared part of a pass of `stream` [B, ...] over tokens at `positions` [B or 1, T], `segments` [B, T] or None.
 
@@ -66,7 +67,7 @@ def build_context(
     segments = None if segments is None else division.whole_samples(segments)
     slopes = slopes_of(config, positions.device, division)
     sight = Sight(stream.shape[0], places, last + 1, window, segments, slopes, stateful)
-    return Context(turned, prepare(kernel, sight, stream.dtype, config.mixer.head_dim), positions, last)
+    return Context(turned, prepare(kernels, sight, stream.dtype, config.mixer.head_dim), positions, last)
 
 
 def slopes_of(config: ModelConfig, device: torch.device, division: Division) -> Tensor | None:

@@ -91,8 +91,7 @@ class Decoder(nn.Module):
         if state is not None:
             positions = positions.expand(ids.shape)
         x = self.embedded(ids, positions)
-        kernel = self.kernels.attention
-        context = build_context(self.config, x, positions, segments, state, self.division, kernel)
+        context = build_context(self.config, x, positions, segments, state, self.division, self.kernels)
         return self.through(x, context, state)
 
     def through(self, x: Tensor, context: Context, state: State | PagedState | None = None) -> Tensor:

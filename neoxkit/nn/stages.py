@@ -1,7 +1,7 @@
 """The decoder as a row of layers, each from one tensor to one tensor, and where a pipeline is best cut.
 
-What passes from layer to layer is the stream alone. What attention needs besides follows from its shape, so each stage
-makes it anew: nothing else is sent.
+What passes from layer to layer is the stream alone. What attention needs besides follows from its shape and from where
+documents begin, which each stage is told: nothing else is sent.
 
 Shapes: B batch, T tokens.
 """
@@ -46,23 +46,35 @@ class Layer:
 
 
 class Contexts:
-    """What the attention of a stage's layers shares, made once for each length."""
+    """What the attention of a stage's layers shares: made once for each length, and for each pass with documents."""
 
-    def __init__(self, config: ModelConfig, division: Division, kernel: str) -> None:
-        self.config, self.division, self.kernel = config, division, kernel
+    def __init__(self, config: ModelConfig, division: Division, kernels: Kernels) -> None:
+        self.config, self.division, self.kernels = config, division, kernels
+        self._given: tuple[Tensor | None, Tensor | None] = (None, None)
         self._key: tuple[object, ...] = ()
         self._made: Context | None = None
+
+    def begin(self, positions: Tensor | None, segments: Tensor | None) -> None:
+        """Say of the next pass what `Decoder.hidden` is told: [B, T] of whole rows, or None."""
+        if positions is not self._given[0] or segments is not self._given[1]:
+            self._made = None
+        self._given = positions, segments
 
     def tokens(self, stream: Tensor) -> int:
         """T, of which a divided stream has only this rank's part."""
         return stream.shape[1] * (self.division.groups.mesh.tp if self.division.stream else 1)
 
+    def positions(self, stream: Tensor) -> Tensor:
+        """Those of its tokens, [B or 1, T]."""
+        given = self._given[0]
+        return self.division.positions(self.tokens(stream), stream.device) if given is None else given
+
     def of(self, stream: Tensor) -> Context:
-        """The context of a stream [B, T, width] without segments."""
+        """The context of a stream [B, T, width]."""
         key = self.tokens(stream), len(stream), stream.dtype, stream.device
         if self._made is None or key != self._key:
-            positions = self.division.positions(key[0], stream.device)
-            self._made = build_context(self.config, stream, positions, None, None, self.division, self.kernel)
+            positions, segments = self.positions(stream), self._given[1]
+            self._made = build_context(self.config, stream, positions, segments, None, self.division, self.kernels)
             self._key = key
         return self._made
 
@@ -80,8 +92,7 @@ class Entry(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, width] -> [B, T, width]."""
         if self.position is not None:
-            positions = self.contexts.division.positions(self.contexts.tokens(x), x.device)
-            x = x + self.position(self.share(positions))
+            x = x + self.position(self.share(self.contexts.positions(x)))
         return x if self.norm is None else self.norm(x)
 
 
@@ -135,14 +146,19 @@ class Ending(nn.Module):
 
 
 def layers(
-    config: ModelConfig, division: Division, options: Recompute, sequence: int, kernels: Kernels = DEFAULT
+    config: ModelConfig,
+    division: Division,
+    options: Recompute,
+    sequence: int,
+    kernels: Kernels = DEFAULT,
+    contexts: Contexts | None = None,
 ) -> list[Layer]:
     """The layers of a decoder in the order of the forward pass, with their costs at `sequence` tokens.
 
     Costs are those of the matrices and of causal attention. A block on the way back is twice that on the way
-    forward, and is run forward once more where it is recomputed.
+    forward, and is run forward once more where it is recomputed. `contexts` are asked by the layers of a stage.
     """
-    contexts = Contexts(config, division, kernels.attention)
+    contexts = contexts or Contexts(config, division, kernels)
     sizes = {name: volume(whole(spec.shape)) for name, spec in specs(config).items() if len(spec.shape) == 2}
     attention = sequence * config.mixer.heads * config.mixer.head_dim
     found = [Layer(Embed, ("embed", config.vocab, config.width, True, division), tied=config.tied)]

@@ -3,7 +3,7 @@
 Counted are matrix products, a multiplication and an addition each, as everybody does: norms,
 activations, softmax and rotation are left out. Of attention scores those are counted which a token
 sees, so half of them where attention is causal, as Megatron-LM counts today; PaLM (arXiv 2204.02311,
-appendix B) and gpt-neox count all. Nothing here needs torch.
+appendix B) and gpt-neox count all. A row of several documents is counted as one text. Nothing here needs torch.
 """
 
 from __future__ import annotations

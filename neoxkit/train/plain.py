@@ -132,7 +132,7 @@ class PlainEngine:
         count = torch.zeros((), dtype=torch.int64, device=self.device)
         for batch, last in lookahead(batches):
             there = self.own(batch)
-            hidden = self.model.hidden(there.ids)
+            hidden = self.model.hidden(there.ids, there.positions, there.segments)
             loss = self.objective.loss(hidden, self.model.head, there)
             if backward:
                 # Gradients are whole in the last micro-batch: they go round while those of earlier layers are made.
@@ -150,8 +150,7 @@ class PlainEngine:
 
     def own(self, batch: Batch) -> Batch:
         """The tokens of a batch that this process learns from, on its device."""
-        mine = batch.share(*self.model.division.samples)
-        return mine if self.device.type == "cpu" else _moved(mine, self.device)
+        return batch.share(*self.model.division.samples).to(self.device)
 
     def _not_finite(self, what: str, value: float) -> TrainingError:
         """The error that names where numbers were lost: the first such weight, else the first such gradient."""
@@ -221,8 +220,3 @@ class PlainEngine:
 
 
 _LOWER = "lower optimizer.lr or lengthen schedule.warmup, and go on from the last checkpoint"
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    mask = None if batch.mask is None else batch.mask.to(device, non_blocking=True)
-    return Batch(batch.ids.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True), mask)

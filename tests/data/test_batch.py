@@ -34,6 +34,21 @@ def test_positions_begin_anew_with_each_segment() -> None:
     assert share.positions.tolist() == [[1], [1]]
 
 
+def test_rows_that_fill_a_batch_do_not_count() -> None:
+    ids = np.arange(6)
+    given = collate([Row(ids, None, np.array([0, 0, 1, 1, 1], np.int32))])
+    batch = given.filled(3)
+    assert given.filled(1) is given
+    assert batch.mask is not None
+    assert batch.segments is not None
+    assert batch.positions is not None
+    assert batch.mask.tolist() == [[True] * 5, [False] * 5, [False] * 5]
+    assert batch.segments.tolist() == [[0, 0, 1, 1, 1]] * 3
+    assert batch.positions.tolist() == [[0, 1, 0, 1, 2]] * 3
+    assert batch.ids.shape == batch.labels.shape == (3, 5)
+    assert all(x is None or x.is_contiguous() for x in Batch(*batch.tensors).tensors)  # type: ignore[arg-type]
+
+
 def test_a_row_is_cut_with_all_it_has() -> None:
     row = Row(np.arange(6), np.ones(5, np.bool_), np.zeros(5, np.int32)).cut(3)
     assert row.ids.tolist() == [0, 1, 2, 3]

@@ -12,7 +12,8 @@ from typing import Any
 
 import deepspeed_ranks
 import pytest
-from deepspeed_ranks import Chain, Link, prepare
+from deepspeed_ranks import ROWS, Chain, Link, prepare
+from tiny_runs import VOCAB
 
 from neoxkit.mesh import Mesh
 
@@ -52,6 +53,20 @@ FP32 = (
 )
 BF16 = (link(BOTH, 3), link(PIPE, 1, deepspeed={"wall_clock_breakdown": True}), link(DP, 2), link(BOTH, 1))
 FP16 = (link(DP, 1), link(BOTH, 3), link(BOTH, 2))
+PACKED = (
+    link(CONTEXT_TP, 3, recompute={"layers": "full", "every": 2}),
+    link(PIPE, 1, recompute={"layers": "selective", "every": 1}),
+    Link("plain-cp2dp2", CONTEXT, engine="plain"),
+)
+LEARNED = {
+    "model": {"family": "gpt_neox", "depth": 2, "width": 16, "vocab": VOCAB, "context": 12}
+    | {"position": {"kind": "learned"}, "mixer": {"heads": 4}},
+    "batch": {"size": ROWS, "micro": 2},
+}
+LEARNED_LINKS = (
+    link(PIPE_TP, 0, mesh={"tp": 2, "pp": 2, "dp": 1, "sequence_parallel": True}),
+    link(CONTEXT_TP, 1, mesh={"tp": 2, "cp": 2, "dp": 1, "sequence_parallel": True}),
+)
 OTHERS = (link(PIPE, 1), link(BOTH, 3))
 
 
@@ -63,12 +78,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[deepspeed_ranks.Find
         prepare("gpt-neox", "gpt_neox", "bf16", BF16),
         # (without biases: that of the keys has no gradient but rounding, of which Lion would take the sign)
         prepare("lion", "llama", "fp32", OTHERS, optimizer={"kind": "lion", "lr": 1e-3}),
+        prepare("packed", "mistral", "fp32", PACKED, packed=True, batch={"size": ROWS, "micro": 2}),
+        prepare("packed-learned", "gpt_neox", "fp32", LEARNED_LINKS, packed=True, **LEARNED),
         prepare("fp16", "mistral", "fp16", FP16, loss_scale={"initial": 2.0**20, "window": 3, "hysteresis": 1}),
     ]
     return deepspeed_ranks.run(4, chains, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("chain", ["llama", "gpt-neox", "lion", "fp16"])
+@pytest.mark.parametrize("chain", ["llama", "gpt-neox", "lion", "packed", "packed-learned", "fp16"])
 def test_every_engine_learns_what_one_process_does(found: list[deepspeed_ranks.Finding], chain: str) -> None:
     """Losses, norms, weights, masters, moments; over ZeRO stages and meshes, through checkpoints of each other."""
     lines = [f"{each.topic}: {each.what}" for each in found if each.case == chain]

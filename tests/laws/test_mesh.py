@@ -56,7 +56,7 @@ def structure(tiny: Tiny) -> str:
 TINIES = list({structure(tiny): tiny for tiny in TINY}.values())
 """Every family, and every variant that is divided otherwise than another of its family."""
 
-NAMES = [f"made-{name}" for name in MADE] + ["segments"] + [str(tiny) for tiny in TINIES]
+NAMES = [f"made-{name}" for name in MADE] + ["segments", "segments-learned"] + [str(tiny) for tiny in TINIES]
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every case, what one process says of it, and checkpoints of some."""
     here = tmp_path_factory.mktemp("divided")
     configs = {f"made-{name}": ModelConfig.model_validate({**BASE, **options}) for name, options in MADE.items()}
-    configs["segments"] = configs["made-head-norm"]
+    configs |= {"segments": configs["made-head-norm"], "segments-learned": configs["made-wide-norm"]}
     configs |= {str(tiny): divisible(tiny) for tiny in TINIES}
     cases = [
-        divided.prepare(name, config, seed, segmented=name == "segments")
+        divided.prepare(name, config, seed, segmented=name.startswith("segments"))
         for seed, (name, config) in enumerate(configs.items())
     ]
     for case in cases[: len(MADE)]:

@@ -67,8 +67,9 @@ def test_compiled_layers_that_are_divided_or_recomputed() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called")
-def test_what_a_kernel_prepares_goes_into_compiled_layers() -> None:
-    """Functions and blocks that flex attention is given are other ones in each pass, and nothing is compiled anew."""
+@pytest.mark.parametrize("kernel", ["flex", "sdpa"])
+def test_what_a_kernel_prepares_goes_into_compiled_layers(kernel: str) -> None:
+    """Functions, blocks and sizes that attention is given are other ones in each pass; nothing is compiled anew."""
     position, mixer = {"kind": "alibi"}, {"heads": 4, "kv_heads": 2, "window": 5}
     given = {"family": "gpt_neox", "depth": 2, "width": 32, "vocab": 50, "context": 32}
     config = ModelConfig.model_validate({**given, "position": position, "mixer": mixer})
@@ -76,7 +77,7 @@ def test_what_a_kernel_prepares_goes_into_compiled_layers() -> None:
     counters.clear()
     graphs = []
     with patch.object(decoder, "compile_layers", partial(compiling.compile_layers, backend="aot_eager")):
-        plain, compiled = (Decoder(config, kernels=Kernels(attention="flex", compile=c)) for c in (False, True))
+        plain, compiled = (Decoder(config, kernels=Kernels(attention=kernel, compile=c)) for c in (False, True))
     for model in (plain, compiled):
         initialise(model, config, runs.config().init, 3)
     for step in range(3):

@@ -26,10 +26,10 @@ from neoxkit.nn.attention import build_context
 from neoxkit.nn.decoder import Decoder
 from neoxkit.nn.init import initialise
 from neoxkit.nn.kernels import KERNELS, choose
-from neoxkit.nn.kernels.flash import ends_of, use_newest
+from neoxkit.nn.kernels.flash import use_newest
 from neoxkit.nn.kernels.reference import reference
-from neoxkit.nn.kernels.sdpa import Masked
-from neoxkit.nn.kernels.sight import Setting, Sight, distance_bias, visible
+from neoxkit.nn.kernels.sdpa import Apart, Masked
+from neoxkit.nn.kernels.sight import Setting, Sight, distance_bias, ends_of, visible
 from neoxkit.nn.state import State
 from neoxkit.parallel.groups import LOCAL
 from neoxkit.train.begin import build_engine
@@ -49,6 +49,7 @@ def sight(kind: str = "", tokens: int = 11, device: str = "cpu", copies: int = 1
 
 
 KINDS = ["causal", "w1", "w4", "w11", "segments", "w4 segments", "alibi", "w3 alibi", "w4 alibi segments"]
+KINDS += ["w8 segments", "alibi segments"]
 CPU = Setting("cpu", torch.float32, 8)
 CASES = [(kernel, kv_heads, kind) for kernel in ("sdpa", "flash") for kv_heads in (6, 3, 1) for kind in KINDS]
 CASES += [("flex", {2: 3, 5: 1}.get(number, 6), kind) for number, kind in enumerate(KINDS)]  # each takes a second
@@ -187,6 +188,21 @@ def test_plain_attention_on_a_cpu_is_as_it_was() -> None:
     there = (x.transpose(1, 2) for x in (q, k.repeat_interleave(2, 2), v.repeat_interleave(2, 2)))
     theirs = torch.nn.functional.scaled_dot_product_attention(*there, is_causal=True).transpose(1, 2)
     assert torch.equal(kernels.attend(q, k, v, KERNELS["sdpa"].prepare(sight(), CPU)), theirs)
+
+
+def test_documents_on_a_cpu_need_no_mask_of_all_pairs() -> None:
+    """They are taken one by one; a window, or ALiBi, is a mask of the longest alone."""
+    plain, wide, narrow = (
+        KERNELS["sdpa"].prepare(sight(kind), CPU) for kind in ("segments", "w9 segments", "w8 segments")
+    )
+    assert isinstance(plain, Apart)
+    assert plain.sizes == [4, 7, 9, 2]
+    assert plain.mask is None
+    assert plain == wide
+    assert isinstance(narrow, Apart)
+    assert narrow.mask is not None
+    assert narrow.mask.shape == (1, 1, 9, 9)
+    assert [narrow.alone(size).mask is None for size in narrow.sizes] == [True, True, False, True]
 
 
 H100 = Setting("cuda", torch.bfloat16, 128, (9, 0), frozenset({"triton"}))

@@ -8,12 +8,13 @@ import pytest
 import tiny_runs as runs
 import torch
 
+from neoxkit.config.kernels import DEFAULT
 from neoxkit.config.model import ModelConfig
 from neoxkit.config.parallel import Recompute
 from neoxkit.errors import ConfigError
 from neoxkit.nn.decoder import Decoder, holdings, specs
 from neoxkit.nn.init import initialise
-from neoxkit.nn.stages import Layer, balance, layers
+from neoxkit.nn.stages import Contexts, Layer, balance, layers
 from neoxkit.parallel.division import UNDIVIDED
 
 NONE = Recompute()
@@ -52,6 +53,22 @@ def test_a_row_of_layers_is_the_decoder(config: ModelConfig) -> None:
         for module in built[:-1]:
             x = module(x)
         torch.testing.assert_close(x, whole.hidden(ids), rtol=0, atol=0)
+
+
+def test_a_stage_is_told_where_documents_begin() -> None:
+    """Pass after pass: other documents, none, other ones; and what was told before holds for its own pass alone."""
+    config = model(position={"kind": "learned"}, mixer={"heads": 4, "window": 3})
+    whole, contexts = Decoder(config), Contexts(config, UNDIVIDED, DEFAULT)
+    initialise(whole, config, runs.config().init, 3)
+    built = [layer.kind(*layer.arguments) for layer in layers(config, UNDIVIDED, NONE, 12, contexts=contexts)]
+    for module in built:
+        initialise(module, config, runs.config().init, 3)
+    for batch in (runs.packed(2, 0), runs.packed(2, 1), runs.batch(2, 0), runs.packed(2, 0)):
+        contexts.begin(batch.positions, batch.segments)
+        x = batch.ids
+        for module in built[:-1]:
+            x = module(x)
+        torch.testing.assert_close(x, whole.hidden(batch.ids, batch.positions, batch.segments), rtol=0, atol=0)
 
 
 def row(costs: list[float]) -> list[Layer]:

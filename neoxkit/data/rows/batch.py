@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -39,8 +39,29 @@ class Batch:
                 f"choose a data.sequence that {count} divides",
             )
         here = slice(index * (tokens // count), (index + 1) * (tokens // count))
-        fields = (self.ids, self.labels, self.mask, self.segments, self.positions)
-        return Batch(*(None if each is None else each[:, here].contiguous() for each in fields))  # type: ignore[arg-type]
+        return self._each(lambda x: x[:, here].contiguous())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device; the copies may still be under way."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def filled(self, rows: int) -> Batch:
+        """The same with as many rows: the last one is repeated, and does not count."""
+        missing = rows - len(self.ids)
+        assert missing >= 0, f"{len(self.ids)} rows are more than {rows}"
+        if not missing:
+            return self
+        counts = torch.ones_like(self.labels, dtype=torch.bool) if self.mask is None else self.mask.bool()
+        counts = torch.cat((counts, counts.new_zeros(missing, counts.shape[1])))
+        return replace(self._each(lambda x: torch.cat((x, x[-1:].expand(missing, -1)))), mask=counts)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All of them: Batch(*tensors) is the same."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(*(None if each is None else change(each) for each in self.tensors))  # type: ignore[arg-type]
 
 
 def collate(rows: Sequence[Row]) -> Batch:

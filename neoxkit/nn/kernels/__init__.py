@@ -45,7 +45,7 @@ def choose(wanted: str, setting: Setting) -> str:
     return wanted
 
 
-def prepare(wanted: str, sight: Sight, dtype: torch.dtype, head_dim: int) -> Prepared:
+def prepare(kernels: Kernels, sight: Sight, dtype: torch.dtype, head_dim: int) -> Prepared:
     """What the layers of a pass attend with. Raises as `choose` does."""
     setting = describe(
         sight.places.device,
@@ -56,8 +56,9 @@ def prepare(wanted: str, sight: Sight, dtype: torch.dtype, head_dim: int) -> Pre
         alibi=sight.slopes is not None,
         state=sight.state,
         learns=torch.is_grad_enabled(),
+        compiled=kernels.compile,
     )
-    return KERNELS[choose(wanted, setting)].prepare(sight, setting)
+    return KERNELS[choose(kernels.attention, setting)].prepare(sight, setting)
 
 
 def prepare_pages(

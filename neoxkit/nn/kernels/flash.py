@@ -11,10 +11,9 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor
 
-from neoxkit.nn.kernels.sight import HALF, STATELESS, Kernel, Setting, Sight
+from neoxkit.nn.kernels.sight import HALF, STATELESS, Kernel, Setting, Sight, ends_of
 
 
 class Documents(NamedTuple):
@@ -84,19 +83,6 @@ def prepare(sight: Sight, _: Setting) -> Documents:
     told = "enable_gqa" in signature(varlen.varlen_attn).parameters
     run = by_torch if sight.slopes is None else by_package
     return Documents(ends_of(sight), sight.tokens, before, sight.slopes, told, run)
-
-
-def ends_of(sight: Sight) -> Tensor:
-    """Where documents begin and end, counted through all rows: int32 [documents + 1].
-
-    Example, two rows of four tokens with segments [0, 0, 1, 1] and [5, 5, 5, 5]: [0, 2, 4, 8].
-    """
-    rows, tokens, device = sight.batch, sight.tokens, sight.places.device
-    if sight.segments is None:
-        return torch.arange(0, (rows + 1) * tokens, tokens, dtype=torch.int32, device=device)
-    begins = torch.ones(rows, tokens, dtype=torch.bool, device=device)
-    begins[:, 1:] = sight.segments[:, 1:] != sight.segments[:, :-1]
-    return torch.nn.functional.pad(begins.flatten().nonzero().flatten(), (0, 1), value=rows * tokens).int()
 
 
 def use_newest(setting: Setting) -> None:

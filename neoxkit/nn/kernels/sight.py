@@ -50,7 +50,7 @@ class Setting:
     """Where attention is computed, and of what kind it is: what the choice of a kernel depends on.
 
     `capability` is that of a CUDA device, `packages` are those of `PACKAGES` that can be imported. `learns` says
-    that gradients are wanted.
+    that gradients are wanted, `compiled` that what was prepared is given to compiled code.
     """
 
     device: str
@@ -63,6 +63,7 @@ class Setting:
     alibi: bool = False
     state: bool = False
     learns: bool = True
+    compiled: bool = False
 
     @property
     def plain(self) -> bool:
@@ -92,6 +93,19 @@ class Kernel(NamedTuple):
 
     lacks: Callable[[Setting], str | None]
     prepare: Callable[[Sight, Setting], Prepared]
+
+
+def ends_of(sight: Sight) -> Tensor:
+    """Where documents begin and end, counted through all rows: int32 [documents + 1].
+
+    Example, two rows of four tokens with segments [0, 0, 1, 1] and [5, 5, 5, 5]: [0, 2, 4, 8].
+    """
+    rows, tokens, device = sight.batch, sight.tokens, sight.places.device
+    if sight.segments is None:
+        return torch.arange(0, (rows + 1) * tokens, tokens, dtype=torch.int32, device=device)
+    begins = torch.ones(rows, tokens, dtype=torch.bool, device=device)
+    begins[:, 1:] = sight.segments[:, 1:] != sight.segments[:, :-1]
+    return torch.nn.functional.pad(begins.flatten().nonzero().flatten(), (0, 1), value=rows * tokens).int()
 
 
 def visible(sight: Sight) -> Tensor:

@@ -50,9 +50,11 @@ class Task(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, ids: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The summed loss of a micro-batch, and the tokens it counts."""
-        loss = self.objective.loss(self.model.hidden(ids), self.model.head, Batch(ids, labels, mask))
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """The summed loss of the micro-batch of these tensors, and the tokens it counts."""
+        batch = Batch(*tensors)
+        hidden = self.model.hidden(batch.ids, batch.positions, batch.segments)
+        loss = self.objective.loss(hidden, self.model.head, batch)
         return loss.sum, loss.count
 
 
@@ -196,12 +198,8 @@ class DeepSpeedEngine:
         count = torch.zeros((), dtype=torch.int64, device=self.device)
         self.runtime.train(backward)
         for batch, last in lookahead(batches):
-            mine = batch.share(*self.groups.mesh.coord()[Axis.CP])
-            loss, counted = self.runtime(
-                mine.ids.to(self.device, non_blocking=True),
-                mine.labels.to(self.device, non_blocking=True),
-                None if mine.mask is None else mine.mask.to(self.device, non_blocking=True),
-            )
+            mine = batch.share(*self.groups.mesh.coord()[Axis.CP]).to(self.device)
+            loss, counted = self.runtime(*mine.tensors)
             if backward:
                 self.runtime.set_gradient_accumulation_boundary(last)
                 # Not the module's own output: DeepSpeed divides what returns to that by the number of micro-batches.

@@ -7,7 +7,7 @@ what a step learns and when it is lost is decided by neoxkit, as without a pipel
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from neoxkit.data.rows.batch import Batch
-from neoxkit.nn.stages import Ending, Layer, balance, layers
+from neoxkit.nn.stages import Contexts, Ending, Layer, balance, layers
 from neoxkit.parallel.division import divide
 from neoxkit.parallel.layers import Embed, Head
 from neoxkit.spec import Axis
@@ -29,14 +29,11 @@ TIED = "embed"
 MOVED = ("batch_input", "pipe_send_output", "pipe_send_grad", "pipe_recv_input", "pipe_recv_grad")
 """DeepSpeed's names for the times that stages spend on each other."""
 
-Micro = tuple[Tensor, tuple[Tensor, ...]]
-"""A micro-batch as DeepSpeed wants it: what the first stage reads, and what the last stage is asked."""
-
 
 class PipelineEngine(DeepSpeedEngine):
     """Trains a decoder whose layers are divided over stages. Every process must call its methods alike.
 
-    Each stage is given the batches, though only the first and the last use them.
+    Each stage is given the batches: it takes from them what it asks of a micro-batch beside the stream.
     """
 
     def _build_unit(self) -> ModelParallelUnit | None:
@@ -50,7 +47,8 @@ class PipelineEngine(DeepSpeedEngine):
         self.division = divide(self.groups, config.mesh.sequence_parallel, config.kernels.compile)
         self._total = torch.zeros((), dtype=torch.float64, device=self.device)
         self._count = torch.zeros((), dtype=torch.float64, device=self.device)
-        row = layers(config.model, self.division, config.recompute, config.sequence, config.kernels)
+        self.contexts = Contexts(config.model, self.division, config.kernels)
+        row = layers(config.model, self.division, config.recompute, config.sequence, config.kernels, self.contexts)
         before = torch.get_default_dtype()
         torch.set_default_dtype(DTYPES[config.precision])
         try:
@@ -58,6 +56,7 @@ class PipelineEngine(DeepSpeedEngine):
                 self.model = build_stage(
                     row,
                     balance(row, mesh.pp),
+                    self._enter,
                     topology=PipeModelDataParallelTopology(num_pp=mesh.pp, num_mp=mesh.tp, num_dp=mesh.dp),
                     loss_fn=self._loss,
                 )
@@ -94,9 +93,8 @@ class PipelineEngine(DeepSpeedEngine):
     def step(self, batches: Iterable[Batch], lr: float) -> StepReport:
         """One optimiser step over all micro-batches. Raises TrainingError when the loss is not finite."""
         self._set_rate(lr)
-        given = [self._micro(batch) for batch in batches]
+        given = self._begin(batches)
         self.runtime.micro_batches = len(given)
-        self._begin()
         with redirect_stdout(sys.stderr):
             self.runtime.train_batch(iter(given))
             # These it tells with its own progress only, which is off.
@@ -123,50 +121,60 @@ class PipelineEngine(DeepSpeedEngine):
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> tuple[float, int]:
         """Summed loss in nats and the tokens it counts; nothing changes. Ranks must have equally many batches."""
-        given = [self._micro(batch) for batch in batches]
-        self._begin()
+        given = self._begin(batches)
         if given:
             self.runtime.eval_batch(iter(given), compute_loss=True, bcast_loss=False, num_micro_batches=len(given))
         return self._sums_of_all()
 
-    def _begin(self) -> None:
+    def _begin(self, batches: Iterable[Batch]) -> list[tuple[Tensor, tuple[()]]]:
+        """What DeepSpeed is to load: what the first stage reads. The rest we take from the batches ourselves.
+
+        Micro-batches have the size that stages send.
+        """
         self._told = None
         self._total.zero_()
         self._count.zero_()
+        filled = [batch.filled(self.config.micro) for batch in batches]
+        self._rest = iter(filled)
+        return [(batch.ids, ()) for batch in filled]
+
+    def _enter(self) -> None:
+        """Turn to the next micro-batch: every schedule takes them forward in their order, on every stage."""
+        batch = next(self._rest)
+        if self.head is not None or batch.segments is not None:
+            batch = batch.to(self.device)
+        self._now = batch
+        self.contexts.begin(batch.positions, batch.segments)
 
     def _sums_of_all(self) -> tuple[float, int]:
         """The sums of loss and tokens over micro-batches and ranks; only the last stage has any."""
         return self._over_ranks(self._total, self._count, (Axis.PP, Axis.DP))
 
-    def _loss(self, hidden: Tensor, asked: tuple[Tensor, ...]) -> Tensor:
+    def _loss(self, hidden: Tensor, _: object) -> Tensor:
         """The summed loss of a micro-batch, on the last stage."""
         assert self.head is not None
-        ids, labels, *mask = asked
-        loss = self.objective.loss(hidden, self.head, Batch(ids, labels, mask[0] if mask else None))
+        loss = self.objective.loss(hidden, self.head, self._now)
         self._total += loss.sum.detach()
         self._count += loss.count
         return loss.sum
 
-    def _micro(self, batch: Batch) -> Micro:
-        """A micro-batch of the size that stages send, filled with rows that do not count."""
-        missing = self.config.micro - len(batch.ids)
-        assert missing >= 0, "a micro-batch is no larger than batch.micro"
-        mask = batch.mask
-        if missing:
-            counts = torch.ones_like(batch.labels, dtype=torch.bool) if mask is None else mask.bool()
-            mask = torch.cat((counts, counts.new_zeros(missing, counts.shape[1])))
-        ids, labels = (torch.cat((x, x[-1:].expand(missing, -1))) for x in (batch.ids, batch.labels))
-        return ids, (ids, labels) if mask is None else (ids, labels, mask)
 
+def build_stage(row: list[Layer], bounds: list[int], enter: Callable[[], None], **options: Any) -> nn.Module:
+    """DeepSpeed's PipelineModule, with the layers of this process's stage; cut where we say.
 
-def build_stage(row: list[Layer], bounds: list[int], **options: Any) -> nn.Module:
-    """DeepSpeed's PipelineModule, with the layers of this process's stage; cut where we say."""
+    `enter` is called before the stage takes a micro-batch forward.
+    """
     from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 
     class Stage(PipelineModule):  # type: ignore[misc]
         def _partition_layers(self, method: str = "") -> None:
             self.parts = bounds
             self._set_bounds(bounds[self.stage_id], bounds[self.stage_id + 1])
+
+        def forward(self, forward_input: Tensor) -> Tensor:
+            enter()
+            found: Tensor = super().forward(forward_input)
+            return found
 
     def specs() -> Iterator[Any]:
         for number, layer in enumerate(row):
