@@ -60,6 +60,7 @@ def results() -> str:
     from neoxkit.convert.contents import Report
     from neoxkit.convert.describe import describe
     from neoxkit.convert.push.publish import Published
+    from neoxkit.data.tokens.summary import count, summary
     from neoxkit.eval.scores import Scores
     from neoxkit.serve.answers import Answer
     from neoxkit.train.estimate import Estimate
@@ -73,6 +74,8 @@ def results() -> str:
         "push": [Published.json],
         "generate": [Answer.json],
         "scores": [Scores.json],
+        "data info": [summary],
+        "data count": [count],
     }
     lines = ["# What commands print with `--json`", "", "Generated from the code by `make docs`."]
     for name, functions in makers.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neoxkit.cli import options
+from neoxkit.cli import data_files, options
 from neoxkit.data.text.sources import Selection
 
 if TYPE_CHECKING:
@@ -102,18 +102,5 @@ def _speed(report: Report) -> str:
     )
 
 
-@command.command()
-@click.argument("prefix", type=click.Path())
-@options.json()
-def info(prefix: str, as_json: bool) -> None:
-    """Show what the token files of PREFIX hold."""
-    import json
-
-    from neoxkit.data.tokens.summary import summary
-
-    found = summary(prefix)
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    for name, value in found.items():
-        click.echo(f"{name:<14}{value:,}" if isinstance(value, int) else f"{name:<14}{value}")
+for each in data_files.COMMANDS:
+    command.add_command(each)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -68,6 +69,28 @@ def loop_bounds(lengths: list[int], context: int) -> list[list[int]]:
 def test_bounds_equal_the_loop(lengths: list[int], context: int) -> None:
     assume(sum(lengths) > 0)
     assert bounds_of(np.array(lengths, np.int32), context).tolist() == loop_bounds(lengths, context)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    lengths=st.lists(st.integers(0, 12), min_size=1, max_size=30),
+    context=st.integers(1, 30),
+    chunk=st.integers(1, 5),
+    seed=st.integers(0, 9),
+)
+def test_chunks_change_nothing(lengths: list[int], context: int, chunk: int, seed: int) -> None:
+    assume(sum(lengths) > context)
+    sizes, documents = np.array(lengths, np.int32), np.arange(len(lengths))
+    with patch("neoxkit.data.rows.pack._CHUNK", chunk):
+        packing = pack(sizes, documents, context, seed=seed, epochs=2)
+    generator = np.random.RandomState(seed)
+    order = np.tile(documents, 2)
+    generator.shuffle(order)
+    assert packing.order.tolist() == order.tolist()
+    assert packing.bounds.tolist() == loop_bounds(sizes[order].tolist(), context)
+    rows = np.arange(len(packing.bounds) - 1)
+    generator.shuffle(rows)
+    assert packing.shuffle.tolist() == rows.tolist()
 
 
 @given(tokens=st.integers(1, 50), context=st.integers(1, 9), rows=st.integers(0, 60))

@@ -11,11 +11,9 @@ import numpy.typing as npt
 from neoxkit.data.rows.fill_in_middle import FillInMiddle
 from neoxkit.data.rows.order import Order, Span, seed_of
 from neoxkit.data.rows.row import Row
+from neoxkit.data.tokens.columns import IGNORED
 from neoxkit.data.tokens.indexed import IndexedFile
 from neoxkit.errors import DataError
-
-IGNORED = -100
-"""The label of a token that is not learned from; gpt-neox's and torch's number."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,23 +1,14 @@
-"""Token files in the Megatron format: PREFIX.bin holds the tokens, PREFIX.idx says where each sequence lies.
+"""Token files: PREFIX.bin holds the tokens, PREFIX.idx says where each sequence and each document lies.
 
-`.bin` is the concatenated sequences, little-endian, without a header. `.idx`, little-endian too:
-
-    9 bytes   magic "MMIDIDX\\0\\0"
-    u64       version, 1
-    u8        dtype code of the .bin
-    u64       N, sequences
-    u64       D, entries of the document index
-    i32[N]    tokens of each sequence
-    i64[N]    byte offset of each sequence in the .bin
-    i64[D]    the sequence at which each document starts; begins with 0, ends with N
-
-One document is one sequence in what neoxkit and gpt-neox's `preprocess_data.py` write.
+`.bin` is the sequences, little-endian, without a header; what `.idx` holds is told in `index`. In what neoxkit and
+gpt-neox's `preprocess_data.py` write a document is one sequence; Megatron's builder may give it several.
 """
 
 from __future__ import annotations
 
-import struct
 from array import array
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -25,23 +16,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from neoxkit.data.tokens.index import CODES, check, pieces, read_index, write_index
 from neoxkit.data.tokens.stage import Stage
 from neoxkit.errors import DataError
-
-MAGIC = b"MMIDIDX\0\0"
-LEGACY_MAGIC = b"TNTIDX\0\0"
-HEADER = struct.Struct("<9sQBQQ")
-VERSION = 1
-
-# gpt-neox's codes. Newer Megatron-core swaps 6 and 7, and no file says which library wrote it; tokens are
-# never floats, so it matters for float side data alone.
-DTYPES: dict[int, np.dtype[Any]] = {
-    code: np.dtype(name)
-    for code, name in {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f4", 7: "<f8", 8: "<u2"}.items()
-}
-CODES = {dtype: code for code, dtype in DTYPES.items()}
-
-_CHUNK = 1 << 20  # sequences validated at a time
 
 
 def dtype_for(vocab: int | None) -> np.dtype[Any]:
@@ -58,9 +35,10 @@ def pair(prefix: str | Path) -> tuple[Path, Path]:
 
 
 class IndexedFile:
-    """The sequences of a .bin/.idx pair, memory-mapped.
+    """The sequences of a .bin/.idx pair, memory-mapped, of Megatron's form or gpt-neox's `cached` one.
 
-    `sizes` i32 [N] in tokens, `pointers` i64 [N] in bytes, `documents` i64 [D].
+    `sizes` i32 [N] in tokens, `pointers` i64 [N] in bytes, `tokens` in all, `form` "megatron" or "cached". Of floats,
+    whose codes mean different widths to different writers, the length of the .bin tells the width.
 
     Raises DataError when a file is missing, of another format, truncated, or the two do not belong together.
     """
@@ -68,35 +46,55 @@ class IndexedFile:
     def __init__(self, prefix: str | Path) -> None:
         self.bin, self.idx = pair(prefix)
         for file, what in ((self.idx, "index"), (self.bin, "token file")):
-            if not file.is_file():
+            if file.is_file():
+                continue
+            if Path(prefix).is_file() and Path(prefix).suffix not in (".bin", ".idx"):
                 raise DataError(
-                    f"{file}: no such {what}", "write the pair with `neoxkit data tokenize`, or mend the prefix"
+                    f"{prefix} is not a token file", f"make one of it: `neoxkit data tokenize {prefix} -o PREFIX`"
                 )
-        sequences, entries = self._read_header()
-        at = HEADER.size
-        self.sizes = self._column("<i4", at, sequences)
-        self.pointers = self._column("<i8", at + 4 * sequences, sequences)
-        self.documents = self._column("<i8", at + 12 * sequences, entries)
-        self._check()
+            raise DataError(
+                f"{file}: no such {what}", "write the pair with `neoxkit data tokenize`, or mend the prefix"
+            )
+        index = read_index(self.idx)
+        self.form, self.sizes, self.pointers = index.form, index.sizes, index.pointers
+        found = check(index, self.idx, self.bin)
+        self.dtype, self.tokens, self.alone = found.dtype, found.tokens, found.alone
+        self._documents = index.documents if found.told else None
         empty = self.bin.stat().st_size == 0  # mmap refuses empty files
         self._tokens: npt.NDArray[np.uint8] = (
-            np.empty(0, np.uint8) if empty else np.memmap(self.bin, mode="r", dtype=np.uint8)
+            np.empty(0, np.uint8) if empty else np.asarray(np.memmap(self.bin, mode="r", dtype=np.uint8))
         )
 
     def __len__(self) -> int:
         return len(self.sizes)
 
+    @cached_property
+    def documents(self) -> npt.NDArray[np.int64]:
+        """The sequence at which each document starts, and after them N: i64 [documents + 1].
+
+        Where the index says nothing of documents (gpt-neox's merge of datasets forgets them), each sequence is one.
+        """
+        return np.arange(len(self) + 1, dtype=np.int64) if self._documents is None else self._documents
+
     @property
-    def tokens(self) -> int:
-        """Tokens in all."""
-        return int(self.sizes.sum(dtype=np.int64))
+    def document_count(self) -> int:
+        """Documents in all."""
+        return len(self) if self._documents is None else len(self._documents) - 1
+
+    def document_sizes(self) -> npt.NDArray[np.integer[Any]]:
+        """The tokens of each document: [documents]."""
+        if self.alone:
+            return self.sizes
+        ends = np.zeros(len(self) + 1, np.int64)
+        np.cumsum(self.sizes, out=ends[1:])
+        return np.diff(ends[self.documents])
 
     def __getitem__(self, sequence: int) -> npt.NDArray[Any]:
         return self.read(sequence)
 
     def read(self, sequence: int, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
         """Tokens start:stop of a sequence, in the file's dtype: a read-only view of the map."""
-        if not 0 <= sequence < len(self):
+        if not 0 <= sequence < len(self.sizes):
             raise IndexError(f"sequence {sequence} of {len(self)}")
         size = int(self.sizes[sequence])
         stop = size if stop is None else stop
@@ -106,75 +104,27 @@ class IndexedFile:
         view: npt.NDArray[Any] = self._tokens[at + start * width : at + stop * width].view(self.dtype)
         return view
 
-    def _read_header(self) -> tuple[int, int]:
-        actual = self.idx.stat().st_size
-        with self.idx.open("rb") as file:
-            head = file.read(HEADER.size)
-        if head.startswith(LEGACY_MAGIC):
-            raise DataError(f"{self.idx} is of gpt-neox's legacy 'cached' format", "tokenize the text again")
-        if not head.startswith(MAGIC):
-            raise DataError(
-                f"{self.idx} is not a token index: it does not begin with MMIDIDX", "give the prefix of a pair"
-            )
-        if len(head) < HEADER.size:
-            raise DataError(f"{self.idx} is truncated: {actual} bytes, not even a header", "tokenize the text again")
-        _, version, code, sequences, entries = HEADER.unpack(head)
-        if version != VERSION:
-            raise DataError(f"{self.idx} has version {version} of the format", f"only version {VERSION} can be read")
-        if code not in DTYPES:
-            raise DataError(f"{self.idx} has dtype code {code}", f"known are {', '.join(map(str, DTYPES))}")
-        self.dtype = DTYPES[code]
-        expected = HEADER.size + 12 * sequences + 8 * entries
-        if actual != expected:
-            how = "truncated" if actual < expected else "too long"
-            raise DataError(
-                f"{self.idx} is {how}: {actual} bytes where its {sequences} sequences and {entries} document entries "
-                f"take {expected}",
-                "copy it again, or tokenize the text again",
-            )
-        return sequences, entries
-
-    def _column(self, dtype: str, offset: int, count: int) -> npt.NDArray[Any]:
-        if not count:
-            return np.empty(0, dtype)
-        return np.memmap(self.idx, mode="r", dtype=dtype, offset=offset, shape=(count,))
-
-    def _check(self) -> None:
-        """Raise DataError unless every sequence lies inside the .bin and the last one ends with it."""
-        actual, end = self.bin.stat().st_size, 0
-        for first in range(0, len(self.sizes), _CHUNK):
-            sizes = np.asarray(self.sizes[first : first + _CHUNK], np.int64)
-            starts = np.asarray(self.pointers[first : first + _CHUNK])
-            if sizes.min() < 0 or starts.min() < 0 or starts.max() > actual:
-                raise DataError(
-                    f"{self.idx}: a sequence has a negative size or lies outside {self.bin.name} of {actual} bytes",
-                    _AGAIN,
-                )
-            end = max(end, int((starts + sizes * self.dtype.itemsize).max()))
-        if end != actual:
-            how = "truncated" if actual < end else "too long"
-            raise DataError(f"{self.bin} is {how}: {actual} bytes where {self.idx.name} accounts for {end}", _AGAIN)
-        # gpt-neox's merge of datasets leaves [0] here, and packing does not read it.
-        starts = self.documents
-        if len(starts) and (starts[0] != 0 or starts[-1] > len(self) or (np.diff(starts) < 0).any()):
-            raise DataError(f"{self.idx}: its document index does not run from 0 to {len(self)}", _AGAIN)
-
-
-_AGAIN = "the pair does not belong together or is damaged; copy or tokenize it again"
-
 
 class IndexedWriter:
     """Writes a .bin/.idx pair, a document at a time; both appear at `commit`, whole.
 
-    `vocab` decides the dtype and bounds the ids. With `stage` given, its owner commits.
+    `vocab` decides the dtype and bounds the ids. With `dtype` the file is a column beside tokens, and may hold any
+    finite number that the dtype can. With `stage` given, its owner commits.
 
-    Raises DataError when the pair exists and `force` is not given, when the folder does not, when an
-    id is not below `vocab`, or a document has 2^31 tokens or more.
+    Raises DataError when the pair exists and `force` is not given, when the folder does not, when a number is out
+    of bounds, or a sequence has 2^31 tokens or more.
     """
 
     def __init__(
-        self, prefix: str | Path, vocab: int | None = None, *, force: bool = False, stage: Stage | None = None
+        self,
+        prefix: str | Path,
+        vocab: int | None = None,
+        *,
+        dtype: npt.DTypeLike | None = None,
+        force: bool = False,
+        stage: Stage | None = None,
     ) -> None:
+        assert vocab is None or dtype is None, "give vocab or dtype"
         bin_path, idx_path = pair(prefix)
         self._own = None if stage else Stage((bin_path, idx_path), force)
         stage = stage or self._own
@@ -183,8 +133,11 @@ class IndexedWriter:
         self._name = bin_path
         self._file: BinaryIO = self._bin_aside.open("xb")
         self._sizes = array("i")
+        self._documents: array[int] | None = None
         self.vocab = vocab
-        self.dtype = dtype_for(vocab)
+        self.dtype = dtype_for(vocab) if dtype is None else np.dtype(dtype).newbyteorder("<")
+        assert self.dtype in CODES, self.dtype
+        self._column = dtype is not None
         self.tokens = 0
 
     def __enter__(self) -> IndexedWriter:
@@ -198,33 +151,50 @@ class IndexedWriter:
             self._own.abort()
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        """Documents so far."""
+        return len(self._sizes) if self._documents is None else len(self._documents) - 1
 
-    def add(self, ids: npt.ArrayLike) -> None:
-        """Append one document: a sequence of ids, which may be empty."""
-        given = np.asarray(ids, dtype=np.int64)
-        limit = self.vocab if self.vocab is not None else 1 << 31
-        if given.size and (given.min() < 0 or given.max() >= limit):
-            wrong = int(given.max() if given.max() >= limit else given.min())
-            raise DataError(
-                f"{self._name}: document {len(self)} has token id {wrong}, outside 0 to {limit - 1}", _TOKENIZER
-            )
-        if given.size >= 1 << 31:
+    def add(self, ids: npt.ArrayLike, lengths: Sequence[int] | None = None) -> None:
+        """Append one document: numbers, which may be none; `lengths` cuts it into several sequences."""
+        given = self._bounded(ids)
+        parts = [given.size] if lengths is None else lengths
+        assert sum(parts) == given.size, (parts, given.size)
+        if max(parts, default=0) >= 1 << 31:
             raise DataError(f"{self._name}: document {len(self)} has {given.size} tokens, 2^31 or more", "cut it")
+        if len(parts) != 1 and self._documents is None:
+            self._documents = array("q", range(len(self._sizes) + 1))
         self._file.write(given.astype(self.dtype).tobytes())
-        self._sizes.append(given.size)
+        self._sizes.extend(parts)
+        if self._documents is not None:
+            self._documents.append(len(self._sizes))
         self.tokens += given.size
+
+    def _bounded(self, ids: npt.ArrayLike) -> npt.NDArray[Any]:
+        """The numbers of a document. Raises DataError when one is out of bounds."""
+        if self.dtype.kind == "f":
+            with np.errstate(over="ignore"):  # to infinity, which is told below
+                numbers = np.asarray(ids, self.dtype)
+            if not np.isfinite(numbers).all():
+                raise DataError(f"{self._name}: document {len(self)} has a number that is not finite", "mend it")
+            return numbers
+        given = np.asarray(ids, dtype=np.int64)
+        if self._column:
+            lowest, highest = np.iinfo(self.dtype).min, np.iinfo(self.dtype).max
+        else:
+            lowest, highest = 0, (self.vocab if self.vocab is not None else 1 << 31) - 1
+        if given.size and (given.min() < lowest or given.max() > highest):
+            wrong = int(given.max() if given.max() > highest else given.min())
+            raise DataError(
+                f"{self._name}: document {len(self)} has token id {wrong}, outside {lowest} to {highest}", _TOKENIZER
+            )
+        return given
 
     def close(self) -> None:
         """Write the index, aside."""
         self._file.close()
-        sizes = np.asarray(self._sizes, "<i4")
-        ends = np.cumsum(sizes, dtype="<i8") * self.dtype.itemsize
+        documents = None if self._documents is None else pieces(np.frombuffer(self._documents, np.int64))
         with self._idx_aside.open("xb") as file:
-            file.write(HEADER.pack(MAGIC, VERSION, CODES[self.dtype], len(sizes), len(sizes) + 1))
-            file.write(sizes.tobytes())
-            file.write((ends - sizes.astype("<i8") * self.dtype.itemsize).tobytes())
-            file.write(np.arange(len(sizes) + 1, dtype="<i8").tobytes())
+            write_index(file, self.dtype, pieces(np.frombuffer(self._sizes, np.int32)), documents)
 
     def commit(self) -> None:
         """Write the index and make both files visible."""

@@ -17,7 +17,7 @@ class Sidecar:
     """What a token file does not say about itself.
 
     `tokens` counts the one that ends each document; `bytes` is the UTF-8 text alone, so a loss
-    summed over all tokens (in nats) divided by (bytes x ln 2) is bits per byte.
+    summed over all tokens (in nats) divided by (bytes x ln 2) is bits per byte. 0 bytes: not known.
     """
 
     tokenizer: str
@@ -35,6 +35,8 @@ class Sidecar:
     skipped: dict[str, int] = field(default_factory=dict)
     """How many documents of the whole input could not be used, by kind of fault."""
     writer: str = ""
+    columns: tuple[str, ...] = ()
+    """What lies beside the tokens: of each NAME, the pair PREFIX-NAME."""
 
     def check(self, vocab: int, where: str | Path) -> None:
         """Raise DataError unless a model of `vocab` entries can read the tokens at `where`."""
@@ -72,4 +74,7 @@ def read_sidecar(prefix: str | Path) -> Sidecar | None:
     integers = all(type(known.get(name)) is int for name in ("vocab", "eod", "documents", "tokens", "bytes"))
     if not integers or not isinstance(known.get("tokenizer"), str):
         raise DataError(f"{path} lacks vocab, eod, documents, tokens, bytes or tokenizer", "tokenize the text again")
-    return Sidecar(**known)
+    columns = known.get("columns", [])
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise DataError(f"{path}: columns is not a list of names", "tokenize the text again")
+    return Sidecar(**{**known, "columns": tuple(columns)})
