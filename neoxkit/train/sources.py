@@ -17,6 +17,7 @@ from neoxkit.data.rows.fill_in_middle import FillInMiddle
 from neoxkit.data.rows.row import Row
 from neoxkit.data.rows.rows import Reading, Rows
 from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.data.tokens.columns import find_labels, open_labels
 from neoxkit.data.tokens.indexed import IndexedFile
 from neoxkit.data.tokens.sidecar import read_sidecar
 from neoxkit.errors import ConfigError
@@ -52,7 +53,7 @@ def open_rows(
         fill_in_middle=turn,
         seed=config.seed,
     )
-    labels = IndexedFile(source.labels) if source.labels else None
+    labels = open_labels(source.labels, file) if source.labels else find_labels(source.tokens, file)
     return Rows(file, arranged.order(file, Cache(Path(folder) if folder else None)), reading, labels)
 
 

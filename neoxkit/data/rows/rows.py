@@ -137,6 +137,6 @@ class Rows:
 
 
 def _numbered(lengths: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.int32]:
-    """The number of the span that each of the first `tokens` is of; of padding the next. Example: [2, 1], 4: 0 0 1 2."""
+    """The span that each of the first `tokens` is of, by number; padding is the next. Example: [2, 1], 4: 0 0 1 2."""
     rest = max(0, tokens - int(lengths.sum()))
     return np.repeat(np.arange(len(lengths) + 1, dtype=np.int32), np.append(lengths, rest))[:tokens]

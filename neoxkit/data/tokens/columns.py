@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from neoxkit.data.tokens.indexed import IndexedFile, IndexedWriter, pair
+from neoxkit.data.tokens.sidecar import read_sidecar
 from neoxkit.data.tokens.stage import Stage
 from neoxkit.errors import DataError
+
+LABELS = "labels"
 
 IGNORED = -100
 """The label of a token that is not learned from, gpt-neox's and torch's number."""
@@ -30,7 +33,7 @@ class Column:
 
 
 COLUMNS = {
-    "labels": Column("<i4", "token", "iu"),
+    LABELS: Column("<i4", "token", "iu"),
     "scores": Column("<f4", "document", "fiu"),  # gpt-neox rounds rewards to integers
 }
 
@@ -56,9 +59,12 @@ def open_column(prefix: str | Path, name: str, tokens: IndexedFile | None = None
             f'{prefix} has a column "{name}", which is not known',
             f"known are {', '.join(COLUMNS)}; or take a newer neoxkit",
         )
+    return _beside(IndexedFile(column_path(prefix, name)), IndexedFile(prefix) if tokens is None else tokens, name)
+
+
+def _beside(column: IndexedFile, tokens: IndexedFile, name: str) -> IndexedFile:
+    """A column that has a number for each token, or document, of `tokens`."""
     about = COLUMNS[name]
-    tokens = IndexedFile(prefix) if tokens is None else tokens
-    column = IndexedFile(column_path(prefix, name))
     if column.dtype.kind not in about.kinds:
         raise DataError(f"{column.idx} holds {column.dtype.name}, which {name} are not", _APART)
     if about.each == "document":
@@ -68,6 +74,17 @@ def open_column(prefix: str | Path, name: str, tokens: IndexedFile | None = None
     if not fits:
         raise DataError(f"{column.bin} does not have a number for each {about.each} of {tokens.bin}", _APART)
     return column
+
+
+def find_labels(prefix: str | Path, tokens: IndexedFile) -> IndexedFile | None:
+    """The labels beside the tokens, if their sidecar lists some. Raises DataError as open_column does."""
+    known = read_sidecar(prefix)
+    return open_column(prefix, LABELS, tokens) if known and LABELS in known.columns else None
+
+
+def open_labels(prefix: str | Path, tokens: IndexedFile) -> IndexedFile:
+    """Labels that lie elsewhere, for tokens. Raises DataError when they are no labels, or not beside the tokens."""
+    return _beside(IndexedFile(prefix), tokens, LABELS)
 
 
 _APART = "they do not belong together; prepare the data again"
