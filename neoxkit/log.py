@@ -21,12 +21,46 @@ class Progress(Protocol):
     def advance(self, amount: int) -> None:
         """So much more is done, in the unit that the total was given in."""
 
+    def describe(self, state: str) -> None:
+        """What to show beside the bar, such as other counts."""
+
 
 class Silent:
     """Progress that nobody watches."""
 
     def advance(self, amount: int) -> None:
         """Do nothing."""
+
+    def describe(self, state: str) -> None:
+        """Do nothing."""
+
+
+INTERVAL = 30.0
+"""Seconds between the lines of a log file that tell of work which goes on."""
+
+
+class Lines:
+    """Progress in a log file: a line now and then, of work that is described."""
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._begun = self._told = time.monotonic()
+        self._done = self._before = 0
+
+    def advance(self, amount: int) -> None:
+        """Count."""
+        self._done += amount
+
+    def describe(self, state: str) -> None:
+        """A line, if the last one is long ago."""
+        now = time.monotonic()
+        if now - self._told < INTERVAL:
+            return
+        speed = (self._done - self._before) / (now - self._told)
+        rate = f"{sized(speed)}/s" if self._unit == "bytes" else f"{speed:,.0f} {self._unit}/s"
+        share = f"{100 * self._done / self._total:.1f} %, " if self._total else ""
+        note(f"{self._what}: {share}{state}, {rate}")
+        self._told, self._before = now, self._done
 
 
 def console() -> Console:
@@ -81,7 +115,8 @@ def sized(size: float) -> str:
 def progress(what: str, total: int, unit: str = "bytes") -> Iterator[Progress]:
     """A live bar on stderr, of bytes or of a count of `unit`.
 
-    Where stderr is no terminal, one line at the end: in a log file a bar is noise.
+    Where stderr is no terminal, a line at the end, and of work that describes its state one each INTERVAL:
+    in a log file a bar is noise. A total of 0 is one that is not known.
     """
     if _silent:
         yield Silent()
@@ -89,7 +124,7 @@ def progress(what: str, total: int, unit: str = "bytes") -> Iterator[Progress]:
     screen = console()
     if not screen.is_terminal:
         begun = time.monotonic()
-        yield Silent()
+        yield Lines(what, total, unit)
         size = f"{total / 1e6:.1f} MB" if unit == "bytes" else f"{total:,} {unit}"
         note(f"{what}: {size} in {time.monotonic() - begun:.1f} s")
         return
@@ -104,11 +139,15 @@ def progress(what: str, total: int, unit: str = "bytes") -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     amounts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
-    with Bar(TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn(), console=screen) as bar:
-        task = bar.add_task(what, total=total)
+    columns = (TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn())
+    with Bar(*columns, TextColumn("{task.fields[state]}"), console=screen) as bar:
+        task = bar.add_task(what, total=total or None, state="")
 
         class Live:
             def advance(self, amount: int) -> None:
                 bar.advance(task, amount)
+
+            def describe(self, state: str) -> None:
+                bar.update(task, state=state)
 
         yield Live()

@@ -74,6 +74,8 @@ EXTRAS = {
     "s3fs": "s3",
     "zstandard": "data",
     "pyarrow": "data",
+    "ftfy": "data",
+    "datasets": "data",
     "matplotlib": "plot",
     "tensorboard": "tensorboard",
     "wandb": "wandb",

@@ -55,6 +55,23 @@ class FolderType(PlaceType):
 FOLDER = FolderType()
 
 
+class Size(click.ParamType[int]):
+    """A number of bytes: 1000000, 64M, 2G (powers of 1024)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes."""
+        if isinstance(value, int):
+            return value
+        digits, power = value, 0
+        if value[-1:].upper() in ("K", "M", "G", "T"):
+            digits, power = value[:-1], "KMGT".index(value[-1].upper()) + 1
+        if not digits.isascii() or not digits.isdigit() or int(digits) == 0:
+            self.fail(f"{value!r} is not a size such as 1000000, 64M or 2G", param, ctx)
+        return int(digits) << (10 * power)
+
+
 class Finite(click.FloatRange):
     """A number in a range; `nan` and `inf`, which no range keeps out, are refused."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 import tokenizers
 from click.testing import CliRunner, Result
+from tokenizers import models, pre_tokenizers
 
 from neoxkit.cli.data import command
-from neoxkit.data.text.sources import Document, Selection, TextFile, find, held_out, thinned
+from neoxkit.data.text.documents import Document, held_out, thinned
+from neoxkit.data.text.sources import Selection, Source, find
 from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.data.tokens.indexed import IndexedFile
@@ -207,7 +210,7 @@ def test_strict_stops_at_the_first(tokenizer: Path, tmp_path: Path, number: int)
 
 
 def test_a_document_longer_than_a_batch(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neoxkit.data.prepare.tokenize.BATCH", 50)
+    monkeypatch.setattr("neoxkit.data.text.reading.BLOCK", 50)
     rows = [{"text": "word " * length} for length in (1, 2, 100, 3, 1, 60)]
     fine(lines(tmp_path / "x.jsonl", rows), "-o", tmp_path / "p", "--tokenizer", tokenizer)
     assert texts(tmp_path / "p", tokenizer) == [row["text"] for row in rows]
@@ -217,6 +220,88 @@ def test_another_end_of_document(tokenizer: Path, tmp_path: Path) -> None:
     source = lines(tmp_path / "x.jsonl", [{"text": "a"}])
     fine(source, "-o", tmp_path / "p", "--tokenizer", tokenizer, "--eod", "<|padding|>")
     assert IndexedFile(tmp_path / "p")[0][-1] == 1
+
+
+def test_golden_bytes(tmp_path: Path) -> None:
+    """Text to the bytes that gpt-neox writes of these tokens."""
+    made = tokenizers.Tokenizer(models.WordLevel({"a": 5, "b": 6, "c": 7, "d": 1, "e": 9, "f": 8}, unk_token=""))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    made.save(str(tmp_path / "t.json"))
+    source = lines(tmp_path / "x.jsonl", [{"text": "a b c"}, {"text": "d"}, {"text": "e f c b"}])
+    fine(source, "-o", tmp_path / "p", "--tokenizer", tmp_path / "t.json", "--no-append-eod")
+    assert (tmp_path / "p.bin").read_bytes().hex() == "05000600070001000900080007000600"
+    assert (tmp_path / "p.idx").read_bytes().hex() == (
+        "4d4d4944494458000001000000000000000803000000000000000400000000000000"
+        "030000000100000004000000000000000000000006000000000000000800000000000000"
+        "0000000000000000010000000000000002000000000000000300000000000000"
+    )  # fmt: skip
+    sidecar = read_sidecar(tmp_path / "p")
+    assert sidecar is not None
+    assert (sidecar.eod, sidecar.tokens, sidecar.options["append_eod"]) == (-1, 8, False)
+
+
+def test_each_key_has_its_own_text_and_the_same_rows(tokenizer: Path, tmp_path: Path) -> None:
+    """gpt-neox gives every key the text of the first."""
+    rows = [{"q": f"question {k}", "a": f"{k} is an answer", "n": k} for k in range(30)]
+    bad: list[Any] = [{"q": "no answer"}, {"q": "", "a": "no question"}, {"q": "wrong", "a": 5}]
+    source = lines(tmp_path / "x.jsonl", [*rows[:10], *bad, *rows[10:]])
+    keys = ("--key", "q", "--key", "a")
+    shown = fine(source, "-o", tmp_path / "p", "--tokenizer", tokenizer, *keys)
+    assert texts(tmp_path / "p-q", tokenizer) == [row["q"] for row in rows]
+    assert texts(tmp_path / "p-a", tokenizer) == [row["a"] for row in rows]
+    assert shown.count(": 30 documents") == 2
+    assert read_sidecar(tmp_path / "p-a").options["key"] == "a"  # type: ignore[union-attr]
+    assert not (tmp_path / "p.bin").exists()
+    fine(source, "-o", tmp_path / "s", "--tokenizer", tokenizer, *keys, "--holdout", 0.3)
+    for part in ("train", "heldout"):
+        numbers = [
+            [next(int(word) for word in text.split() if word.isdigit()) for text in texts(path, tokenizer)]
+            for path in (tmp_path / f"s-q-{part}", tmp_path / f"s-a-{part}")
+        ]
+        assert numbers[0] == numbers[1] != []
+
+
+def test_the_beginning_of_documents(tokenizer: Path, tmp_path: Path) -> None:
+    source = lines(tmp_path / "x.jsonl", [{"text": "a"}, {"text": "b"}])
+    fine(source, "-o", tmp_path / "p", "--tokenizer", tokenizer, "--prepend-bos")
+    found = IndexedFile(tmp_path / "p")
+    bos = Tokenizer(tokenizer).bos
+    assert [(found[k][0], found[k][-1], len(found[k])) for k in range(2)] == [(bos, 0, 3)] * 2
+    (tmp_path / "bare.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
+    said = refused(source, "-o", tmp_path / "q", "--tokenizer", tmp_path / "bare.json", "--prepend-bos")
+    assert "no token that begins a document; leave --prepend-bos out" in said
+
+
+def test_texts_are_mended_by_ftfy(tokenizer: Path, tmp_path: Path) -> None:
+    rows = [{"text": "caf\u00c3\u00a9 \ufb01x"}, {"text": "\u0000\ufeff"}]
+    source = lines(tmp_path / "x.jsonl", rows)
+    fine(source, "-o", tmp_path / "p", "--tokenizer", tokenizer)
+    assert texts(tmp_path / "p", tokenizer) == [row["text"] for row in rows]
+    fine(source, "-o", tmp_path / "q", "--tokenizer", tokenizer, "--ftfy")
+    assert texts(tmp_path / "q", tokenizer) == ["caf\u00e9 fix"]
+    plain, mended = read_sidecar(tmp_path / "p"), read_sidecar(tmp_path / "q")
+    assert plain is not None
+    assert mended is not None
+    assert mended.bytes == len("caf\u00e9 fix".encode())
+    assert mended.skipped == {"empty": 1}
+    assert mended.sources != plain.sources
+
+
+def test_a_log_file_has_a_line_now_and_then(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neoxkit.log.INTERVAL", 0.0)
+    monkeypatch.setattr("neoxkit.data.text.reading.BLOCK", 100)
+    source = lines(tmp_path / "x.jsonl", [{"text": f"text {k} " * 5} for k in range(20)])
+    shown = run(source, "-o", tmp_path / "p", "--tokenizer", tokenizer).stderr
+    assert re.search(r"^tokenize: [0-9.]+ %, [0-9]+ documents, [0-9,]+ tokens, [0-9.,]+ k?M?B/s$", shown, re.MULTILINE)
+    assert "tokenize: 100.0 %, 20 documents" in shown
+
+
+def test_what_was_made_as_json(tokenizer: Path, tmp_path: Path) -> None:
+    source = lines(tmp_path / "x.jsonl", [{"text": "a"}, {"text": ""}])
+    shown = json.loads(fine(source, "-o", tmp_path / "p", "--tokenizer", tokenizer, "--json"))
+    part = {"prefix": str(tmp_path / "p"), "part": "all", "key": "text", "documents": 1, "tokens": 2, "bytes": 1}
+    assert shown["parts"] == [part]
+    assert shown["skipped"] == {"empty": 1}
 
 
 @pytest.mark.parametrize(
@@ -243,9 +328,14 @@ def test_another_end_of_document(tokenizer: Path, tmp_path: Path) -> None:
         (("text", "-o", "p", "--tokenizer", "TOK", "--holdout", "1e-9"), "no group is held out"),
         (("text", "-o", "p", "--train-tokenizer", "300", "--holdout", "0.999999"), "no text to train a tokenizer on"),
         (("text", "-o", "p", "--tokenizer", "TOK", "--holdout", "0.999999"), "every group is held out"),
-        (("void.txt", "-o", "p", "--tokenizer", "TOK"), "no document can be used (skipped: 1)"),
+        (("void.txt", "-o", "p", "--tokenizer", "TOK"), "no document can be used (skipped: 1); empty: void.txt"),
         (("text", "-o", "p", "--tokenizer", "TOK", "--eod", "<x>"), 'no token "<x>"'),
         (("text", "-o", "old", "--tokenizer", "TOK"), "old.bin exists; give --force"),
+        (("-o", "p", "--tokenizer", "TOK"), "nothing to tokenize; name files, folders or URLs, or a --dataset"),
+        (("text", "-o", "p", "--tokenizer", "TOK", "--key", "a", "--key", "a"), "a --key is given twice"),
+        (("text", "-o", "p", "--tokenizer", "TOK", "--key", "a", "--key", "b/c"), "cannot be part of a file name"),
+        (("text", "-o", "p", "--tokenizer", "TOK", "--eod", "x", "--no-append-eod"), "give one of the two"),
+        (("text", "-o", "p", "--tokenizer", "TOK", "--rejects", "gone/r"), "gone: no such folder"),
     ],
 )
 def test_bad_requests_are_refused(
@@ -279,7 +369,7 @@ def test_a_folder_is_read_in_one_order_with_hidden_names_left_out(library: Path)
 
 
 def test_thinned_text_is_the_share_asked_for() -> None:
-    made = [Document("x" * size, size, "", size) for size in (7, 1, 30, 2, 5) * 40]
+    made = [Document(("x" * size,), (b"x" * size,)) for size in (7, 1, 30, 2, 5) * 40]
     total = sum(document.bytes for document in made)
     for share in (0.01, 0.3, 0.9):
         assert abs(sum(d.bytes for d in thinned(iter(made), share)) - share * total) <= 30
@@ -302,7 +392,7 @@ def test_the_share_held_out_is_near_what_was_asked() -> None:
 def test_lone_text_file_is_its_own_group(tmp_path: Path) -> None:
     path = tmp_path / "book.one.txt"
     path.write_text("x")
-    assert find([path], Selection()) == [TextFile(path, "book.one.txt", "book", 1)]
+    assert find([path], Selection()) == [Source(path, "book.one.txt", "book", 1, str(path.stat().st_mtime_ns))]
 
 
 def test_info(tokenizer: Path, tmp_path: Path) -> None:

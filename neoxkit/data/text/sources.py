@@ -1,106 +1,117 @@
-"""Where text comes from: files and folders into documents, and which of them are held out."""
+"""Where text lies: files, folders, patterns, URLs and datasets, in the order in which they are read."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeAlias
+from urllib.parse import urlsplit
 
+from neoxkit.checkpoint.store import Tree, reaching
 from neoxkit.errors import DataError
 
-JSONL = ".jsonl"
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
+"""How the end of a name tells of compression."""
+
+Form: TypeAlias = Literal["lines", "json", "parquet", "text", "dataset"]
+_FORMS: dict[str, Form] = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".parquet": "parquet"}
+_MAGIC = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which files of a folder are text, and where a JSON line has its own.
+    """Which files of a folder are text, and where a row has its own.
 
-    A pattern is matched against a file's path below the folder and against its name; `exclude`
-    against every folder on the way too, so "test" leaves out whatever lies in a folder of that name.
+    A pattern is matched against a file's path below the folder and against its name, both as they are and
+    without the end that tells of compression; `exclude` against every folder on the way too, so "test"
+    leaves out whatever lies in a folder of that name.
     """
 
-    include: tuple[str, ...] = ("*.txt", "*.md", "*.jsonl")
+    include: tuple[str, ...] = ("*.txt", "*.md", "*.jsonl", "*.parquet")
     exclude: tuple[str, ...] = ()
-    key: str = "text"
+    keys: tuple[str, ...] = ("text",)
 
 
 @dataclass(frozen=True, slots=True)
-class TextFile:
-    """A file of text: one document, or one a line where its name ends in .jsonl.
+class Remote:
+    """A file that fsspec reads: its file system, and the name that it has there."""
 
-    `name` is its path below the input folder; `group` the first part of that, without a suffix, so
-    that `json/decoder.py` and `json/encoder.py` are of one group.
-    """
-
-    path: Path
-    name: str
-    group: str
-    bytes: int
-
-    @property
-    def lines(self) -> bool:
-        """Whether each line is a document."""
-        return self.name.endswith(JSONL)
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text, and the UTF-8 bytes it takes; `read` bytes of the file were read for it.
-
-    `identity` decides on which side of a split it falls: its file's group, or the text itself where a
-    file holds many documents, so that a repeated line falls on one side.
-    """
-
-    text: str
-    bytes: int
-    identity: str
-    read: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """A document that cannot be used: where it is, of what kind the fault is, and what exactly."""
-
-    path: Path
-    line: int | None
-    kind: str
-    detail: str
-    read: int
-
-    @property
-    def where(self) -> str:
-        """FILE, or FILE:LINE."""
-        return f"{self.path}:{self.line}" if self.line else str(self.path)
+    url: str
+    fs: Any
+    key: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
+        return self.url
 
 
-def find(inputs: Sequence[Path], selection: Selection) -> list[TextFile]:
-    """The files of text in the inputs, in the order given and then by name. A file given is taken as it is.
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A split of a dataset that the `datasets` library streams: NAME[:CONFIG] of the Hub, or a folder."""
+
+    given: str
+    split: str
+
+    def __str__(self) -> str:
+        return f"dataset {self.given} ({self.split})"
+
+    def named(self) -> tuple[str, str | None]:
+        """Its name and its configuration."""
+        name, colon, config = self.given.rpartition(":")
+        return (name, config) if colon and not Path(self.given).exists() else (self.given, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of text, or a dataset.
+
+    `name` is its path below the input folder; `group` the first part of that, without a suffix, so
+    that `json/decoder.py` and `json/encoder.py` are of one group. `bytes` is its size, None where it is
+    not known; `stamp` is another once the file is.
+    """
+
+    where: Path | Remote | Dataset
+    name: str
+    group: str
+    bytes: int | None
+    stamp: str = ""
+
+    @property
+    def compression(self) -> str | None:
+        """gzip, zstd, bzip2 or xz, by its name."""
+        return None if isinstance(self.where, Dataset) else COMPRESSIONS.get(PurePosixPath(self.name).suffix)
+
+    @property
+    def form(self) -> Form:
+        """How documents lie in it, by its name; whatever else it is called, a file is one document."""
+        if isinstance(self.where, Dataset):
+            return "dataset"
+        return _FORMS.get(PurePosixPath(_bare(self.name)).suffix, "text")
+
+
+def find(inputs: Sequence[str | Path], selection: Selection, datasets: Sequence[Dataset] = ()) -> list[Source]:
+    """What the inputs hold, in the order given and then by name; the datasets last. A file given is taken as it is.
 
     In folders, names that begin with a dot are left out and links to folders are not followed.
 
-    Raises DataError when an input is missing, a file is found twice, or nothing is found.
+    Raises DataError when an input is missing, a file is found twice, or nothing is found, and
+    CheckpointError when a store cannot be reached.
     """
-    found: list[TextFile] = []
+    found: list[Source] = []
     for given in inputs:
-        if given.is_dir():
-            found.extend(_walk(given, selection))
-        elif given.is_file():
-            found.append(TextFile(given, given.name, _group(given.name), given.stat().st_size))
+        if isinstance(given, str) and "://" in given:
+            found.extend(_remote(given, selection))
         else:
-            raise DataError(f"{given}: no such file or folder", "mend the path")
-    seen: set[Path] = set()
-    for file in found:
-        path = Path(os.path.abspath(file.path))
+            found.extend(_local(Path(given), selection))
+    seen: set[str] = set()
+    for source in found:
+        path = os.path.abspath(source.where) if isinstance(source.where, Path) else str(source.where)
         if path in seen:
-            raise DataError(f"{file.path} is in two of the inputs", "give each file once")
+            raise DataError(f"{source.where} is in two of the inputs", "give each file once")
         seen.add(path)
+    found.extend(Source(each, each.given, each.given, None) for each in datasets)
     if not found:
         raise DataError(
             f"no text found in {', '.join(map(str, inputs))}: no file is named {' or '.join(selection.include)}",
@@ -109,96 +120,99 @@ def find(inputs: Sequence[Path], selection: Selection) -> list[TextFile]:
     return found
 
 
-def _walk(root: Path, selection: Selection) -> Iterator[TextFile]:
+def _local(given: Path, selection: Selection) -> Iterator[Source]:
+    if given.is_dir():
+        yield from _walk(given, selection)
+    elif given.is_file():
+        yield _file(given, given.name, given.name)
+    elif _MAGIC & set(str(given)):
+        matches = _glob(given)
+        if not matches:
+            raise DataError(f"{given}: no file or folder is named so", "mend the pattern")
+        for each in matches:
+            yield from _local(each, selection)
+    else:
+        raise DataError(f"{given}: no such file or folder", "mend the path")
+
+
+def _file(path: Path, name: str, first: str) -> Source:
+    about = path.stat()
+    return Source(path, name, _group(first), about.st_size, str(about.st_mtime_ns))
+
+
+def _glob(pattern: Path) -> list[Path]:
+    """What matches a pattern, by name. Links to folders are not followed by `**`, so that no circle of them is."""
+    parts = pattern.parts
+    fixed = next(k for k, part in enumerate(parts) if _MAGIC & set(part))
+    base, below = Path(*parts[:fixed]), str(Path(*parts[fixed:]))
+    hidden = any(part.startswith(".") for part in parts[fixed:])
+    found = (path for path in base.glob(below) if path.is_file() or (path.is_dir() and parts[-1] != "**"))
+    return sorted(
+        path for path in found if hidden or not any(part.startswith(".") for part in path.relative_to(base).parts)
+    )
+
+
+def _walk(root: Path, selection: Selection) -> Iterator[Source]:
     """The text files below a folder, by name, whatever order the file system has them in."""
-    files: list[tuple[str, Path]] = []
+    files: list[str] = []
     for folder, below, names in os.walk(root):
-        here = Path(folder).relative_to(root)
+        here = PurePosixPath(Path(folder).relative_to(root))
         below[:] = [name for name in below if not name.startswith(".") and not _matches(here / name, selection.exclude)]
         for name in names:
-            path = here / name
-            wanted = _matches(path, selection.include) and not _matches(path, selection.exclude)
-            if wanted and not name.startswith(".") and (root / path).is_file():
-                files.append((path.as_posix(), root / path))
-    for name, path in sorted(files):
-        yield TextFile(path, name, _group(name.split("/")[0]), path.stat().st_size)
+            if _wanted(here / name, selection) and (root / here / name).is_file():
+                files.append(str(here / name))
+    for name in sorted(files):
+        yield _file(root / name, name, name.split("/")[0])
 
 
-def _matches(path: Path, patterns: tuple[str, ...]) -> bool:
-    whole = path.as_posix()
-    return any(fnmatchcase(whole, pattern) or fnmatchcase(path.name, pattern) for pattern in patterns)
+def _remote(url: str, selection: Selection) -> Iterator[Source]:
+    """The files at a URL: one, those that match a pattern, or the wanted ones of a folder."""
+    tree = Tree(url)
+    try:
+        with reaching(url):
+            fs, root = tree.fs, tree.root
+            web = url.startswith(("http://", "https://"))
+            if not web and _MAGIC & set(url):
+                files = {name: about for name, about in fs.glob(root, detail=True).items() if about["type"] == "file"}
+                named = {name: name.rpartition("/")[2] for name in files}
+            elif (about := fs.info(root))["type"] == "file":
+                files, named = {root: about}, {root: urlsplit(url).path.rpartition("/")[2] if web else tree.url}
+                named = {root: named[root].rpartition("/")[2]}
+            else:
+                listed = {name: about for name, about in fs.find(root, detail=True).items() if about["type"] == "file"}
+                below = {name: name[len(root) :].lstrip("/") for name in listed}
+                named = {name: short for name, short in below.items() if _wanted(PurePosixPath(short), selection, True)}
+                files = {name: listed[name] for name in named}
+    except FileNotFoundError:
+        raise DataError(f"{url}: no such file or folder", "mend the URL") from None
+    if not files:
+        raise DataError(f"{url}: no file there is wanted", "mend the URL, or name what to take with --include")
+    for key in sorted(files):
+        about, short = files[key], named[key]
+        where = Remote(url if web else str(fs.unstrip_protocol(key)), fs, key)
+        stamp = " ".join(str(about[field]) for field in ("ETag", "mtime", "LastModified", "created") if field in about)
+        size = about.get("size")
+        yield Source(where, short, _group(short.split("/")[0]), None if size is None else int(size), stamp)
+
+
+def _wanted(path: PurePosixPath, selection: Selection, folders: bool = False) -> bool:
+    """Whether a file of a folder is; with `folders`, what is left out on the way to it is looked at too."""
+    on_the_way = [path, *path.parents[:-1]] if folders else [path]
+    if any(each.name.startswith(".") or _matches(each, selection.exclude) for each in on_the_way):
+        return False
+    return _matches(path, selection.include)
+
+
+def _matches(path: PurePosixPath, patterns: tuple[str, ...]) -> bool:
+    spelled = {str(path), path.name, _bare(str(path)), _bare(path.name)}
+    return any(fnmatchcase(each, pattern) for each in spelled for pattern in patterns)
+
+
+def _bare(name: str) -> str:
+    """A name without the end that tells of compression."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix in COMPRESSIONS and path.stem else name
 
 
 def _group(name: str) -> str:
     return name.split(".")[0] or name
-
-
-def documents(file: TextFile, key: str) -> Iterator[Document | Reject]:
-    """The documents of a file in order, and what in it is none.
-
-    Raises OSError when it cannot be read.
-    """
-    if file.lines:
-        yield from _json_lines(file, key)
-        return
-    content = file.path.read_bytes()
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        yield Reject(file.path, content.count(b"\n", 0, error.start) + 1, "not UTF-8", error.reason, len(content))
-        return
-    if not text:
-        yield Reject(file.path, None, "empty", "", 0)
-        return
-    yield Document(text, len(content), file.group, len(content))
-
-
-def _json_lines(file: TextFile, key: str) -> Iterator[Document | Reject]:
-    with file.path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue  # a blank line, at the end as a rule, is no document
-            text, kind, detail = _json_text(line, key)
-            if kind:
-                yield Reject(file.path, number, kind, detail, len(line))
-                continue
-            content = text.encode("utf-8")
-            yield Document(text, len(content), hashlib.sha256(content).hexdigest(), len(line))
-
-
-def _json_text(line: bytes, key: str) -> tuple[str, str, str]:
-    """(text, "", "") of a JSON line, or ("", kind of fault, detail)."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return "", "not UTF-8", error.reason
-    except (ValueError, RecursionError) as error:
-        return "", "broken JSON", str(error)
-    if not isinstance(row, dict) or key not in row:
-        return "", f'no key "{key}"', ""
-    text = row[key]
-    if not isinstance(text, str):
-        return "", f'"{key}" is not a string', type(text).__name__
-    if not text:
-        return "", "empty", ""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        return "", "not Unicode", "half of a surrogate pair"
-    return text, "", ""
-
-
-def held_out(identity: str, share: float) -> bool:
-    """Whether a document of this identity is among the `share` (0 to 1) that is held out.
-
-    By a hash of the identity alone, so adding documents moves none of the others.
-    """
-    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") < share * 2.0**64
-
-
-def thinned(found: Iterator[Document], share: float) -> Iterator[Document]:
-    """About `share` (0 to 1) of the bytes, in whole documents spread evenly; always the first one."""
-    seen = taken = 0
-    for document in found:
-        if taken <= seen * share:
-            taken += document.bytes
-            yield document
-        seen += document.bytes

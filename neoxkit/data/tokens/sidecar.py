@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from neoxkit.data.tokens.indexed import pair
 from neoxkit.errors import DataError
@@ -31,12 +32,14 @@ class Sidecar:
     """all, train or heldout."""
     holdout: float = 0.0
     sources: str = ""
-    """A hash of the names and the contents of the documents, in order."""
+    """A hash of the documents, in order."""
     skipped: dict[str, int] = field(default_factory=dict)
     """How many documents of the whole input could not be used, by kind of fault."""
     writer: str = ""
     columns: tuple[str, ...] = ()
     """What lies beside the tokens: of each NAME, the pair PREFIX-NAME."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What was asked for beside the tokenizer, as `tokenize` spells it: {"key": "text", "append_eod": true, ...}."""
 
     def check(self, vocab: int, where: str | Path) -> None:
         """Raise DataError unless a model of `vocab` entries can read the tokens at `where`."""
