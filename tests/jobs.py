@@ -42,7 +42,7 @@ def run(size: int, act: Act, cases: Sequence[tuple[Any, ...]], folder: Path, sec
     results = folder / f"results-{port}"
     results.mkdir(parents=True)
     ended = ""
-    with _ranks(size, (size, port, act, list(cases), results)) as context:
+    with _ranks(size, (size, port, act, list(cases), results, dict(os.environ))) as context:
         deadline = time.monotonic() + seconds
         try:
             while not context.join(timeout=1.0):
@@ -74,9 +74,10 @@ def _ranks(size: int, given: tuple[Any, ...]) -> Iterator[Any]:
             process.join()
 
 
-def _rank(rank: int, size: int, port: int, act: Act, cases: list[Any], results: Path) -> None:
+def _rank(rank: int, size: int, port: int, act: Act, cases: list[Any], results: Path, environ: dict[str, str]) -> None:
     """One process: do all, write down what came of it, and leave without the interpreter's teardown."""
     torch.set_num_threads(1)
+    os.environ.update(environ)  # that of the server is of when it was started
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )

@@ -1,5 +1,6 @@
 """What the ranks of tests have imported when they begin: a fork server loads it, once. See jobs.py."""
 
+import gc
 from importlib.util import find_spec
 
 import torch
@@ -16,3 +17,8 @@ if find_spec("deepspeed") is not None:
 
     load_deepspeed(torch.device("cpu"))
     import deepspeed.runtime.zero.muon.original_muon  # noqa: F401 (as ZeRO does when it begins)
+
+# A rank need not look through what all of them share: DeepSpeed collects garbage whenever it begins and ends an engine,
+# half a second each time.
+gc.collect()
+gc.freeze()

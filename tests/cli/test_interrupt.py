@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from forks import Fork
 from refusal import check_untouched, everything
-
-AT = """
-import importlib, shlex, sys, time
-module, name, command = sys.argv[1:]
-module = importlib.import_module(module)
-work = getattr(module, name)
-
-def slow(*args, **rest):
-    result = work(*args, **rest)
-    print("READY", file=sys.stderr, flush=True)
-    time.sleep(60)
-    return result
-
-setattr(module, name, slow)
-from neoxkit.cli import main
-main(shlex.split(command))
-"""
-"""Runs a command which, each time that a function of it has done its work, says so and waits."""
 
 
 def interrupted(module: str, name: str, command: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command that gets a SIGINT after a function's work."""
-    arguments = [sys.executable, "-c", AT, f"neoxkit.{module}", name, command]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
+
+    def prepare() -> None:
+        """Each time that the function has done its work, it says so and waits."""
+        place = importlib.import_module(f"neoxkit.{module}")
+        work = getattr(place, name)
+
+        def slow(*args: Any, **rest: Any) -> Any:
+            result = work(*args, **rest)
+            print("READY", file=sys.stderr, flush=True)
+            time.sleep(60)
+            return result
+
+        setattr(place, name, slow)
+
+    process = Fork(command, prepare)
+    try:
         before = ""
         for line in process.stderr:
             if line == "READY\n":
                 break
             before += line
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
-    return process.returncode, stdout, before + stderr
+        os.kill(process.pid, signal.SIGINT)
+        stdout, stderr = process.stdout.read(), process.stderr.read()
+        return process.wait(), stdout, before + stderr
+    finally:
+        process.end()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Models by their name: fetched from a stand-in for the Hub, in a process of its own, with a cache of its own."""
+"""Models by their name: fetched from a stand-in for the Hub, in processes of their own, with caches of their own."""
 
 from __future__ import annotations
 
@@ -22,6 +22,36 @@ from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.convert.hub import Named, named
 
 Neoxkit = Callable[..., subprocess.CompletedProcess[str]]
+FORKS = """
+import json, os, shlex, sys, traceback
+import torch
+import neoxkit.convert.transfer
+from neoxkit.cli import main
+assert "huggingface_hub" not in sys.modules, "it looks at the environment when it is imported"
+for line in sys.stdin:
+    command, environment, folder = json.loads(line)
+    if (fork := os.fork()) == 0:
+        code = 1
+        try:
+            os.environ.clear()
+            os.environ.update(environment)
+            os.chdir(folder)
+            for number, name in enumerate((os.devnull, "stdout", "stderr")):
+                os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+            sys.argv = ["neoxkit", *shlex.split(command)]
+            main(sys.argv[1:])
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
+"""
+"""Runs each command in a fork of its own: torch is loaded once, the Hub's library by each."""
+
 NOWHERE = "http://127.0.0.1:9"  # the port at which everything is discarded: nobody listens
 
 
@@ -47,17 +77,30 @@ def hub(original: Path, tmp_path: Path) -> Iterator[Hub]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    """What runs commands."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        assert process.stdin
+        process.stdin.close()
+
+
 @pytest.fixture
-def neoxkit(hub: Hub, tmp_path: Path) -> Neoxkit:
+def neoxkit(hub: Hub, forks: subprocess.Popen[str], tmp_path: Path) -> Neoxkit:
     """Runs neoxkit against the server, with an empty cache of the Hub's."""
 
     def call(command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         clean |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
-        arguments = [sys.executable, "-m", "neoxkit", *command.split()]
-        return subprocess.run(
-            arguments, env=clean | settings, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-        )
+        assert forks.stdin
+        assert forks.stdout
+        print(json.dumps([command, clean | settings, str(tmp_path)]), file=forks.stdin, flush=True)
+        code = int(forks.stdout.readline())
+        said = [(tmp_path / name).read_text() for name in ("stdout", "stderr")]
+        return subprocess.CompletedProcess(command, code, *said)
 
     return call
 

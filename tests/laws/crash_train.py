@@ -1,12 +1,15 @@
 """A process with everything loaded, which forks the ranks of a training job. See test_crash_train.py.
 
-Reads one line of JSON for each job: {"folder": ..., "size": 4, "port": ..., "overrides": [...], "file_limit":
-[rank, bytes] or null}. Answers with the pids; when it is sent an empty line, it ends what still runs as soon as
-one rank has died of a signal, and answers with the exit status of each rank.
+Says that it is ready. Reads one line of JSON for each job: {"folder": ..., "size": 4, "port": ..., "overrides":
+[...], "file_limit": [rank, bytes] or null}. Answers with the pids; when it is sent an empty line, it ends what still
+runs as soon as one rank has died of a signal, and answers with the exit status of each rank.
+
+What ranks need is imported by functions: the processes that write for them import this module, and need none of it.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -19,17 +22,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import tiny_runs as runs
-import torch
-
-from neoxkit.errors import NeoxkitError
-from neoxkit.train.loop import train
-
 MODEL = {"mixer": {"heads": 4, "head_dim": 8}}
 
 
 def rank_of(job: dict[str, Any], rank: int) -> None:
     """What a rank does, in its own process; its output is in the file `rank-N.log`."""
+    import tiny_runs as runs
+    import torch
+
+    from neoxkit.errors import NeoxkitError
+    from neoxkit.train.loop import train
+
     log = os.open(f"{job['folder']}/rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -57,6 +60,14 @@ def rank_of(job: dict[str, Any], rank: int) -> None:
 
 def main() -> None:
     """Serve jobs until the input ends."""
+    import tiny_runs  # noqa: F401 (it and the others once, before there are ranks)
+    import torch._dynamo  # noqa: F401 (an optimizer imports it: 4 CPU-seconds)
+
+    import neoxkit.train.loop  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
         pids = []

@@ -75,6 +75,8 @@ def server() -> Iterator[subprocess.Popen[str]]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )
+    assert found.stdout is not None
+    assert found.stdout.readline() == "ready\n"
     yield found
     with found:  # closes its pipes, and waits
         pass

@@ -13,6 +13,7 @@ from typing import Any
 import deepspeed_ranks
 import pytest
 from deepspeed_ranks import ROWS, Chain, Link, prepare
+from packages import cached
 from tiny_runs import VOCAB
 
 from neoxkit.mesh import Mesh
@@ -100,14 +101,31 @@ def test_twenty_steps_of_eight_processes(tmp_path: Path) -> None:
     assert not lines, "\n".join(lines[:40])
 
 
+LEAN = """
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/utils/pybind.h>
+namespace torch { using at::Tensor; constexpr auto kFloat32 = at::kFloat; }
+"""
+"""In the place of torch's <torch/extension.h>, of which DeepSpeed's AdamW uses no more than this."""
+
+
+def hasten_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that reads few headers and optimizes nothing takes a third of the time; the numbers are the same."""
+    (folder / "lean" / "torch").mkdir(parents=True)
+    (folder / "lean" / "torch" / "extension.h").write_text(LEAN)
+    hasty = folder / "hasty"
+    hasty.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} -I{folder}/lean "$@" -O0 -g0\n')
+    hasty.chmod(0o755)
+    monkeypatch.setenv("CXX", str(hasty))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(cached("torch-extensions")))  # not where real runs find theirs
+
+
 @pytest.mark.slow  # the first time DeepSpeed compiles its AdamW for CPUs
 @pytest.mark.timeout(900)
 def test_state_that_is_kept_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ZeRO 1 to 3 with offloading, from and to ranks without."""
-    hasty = tmp_path / "hasty"  # a compiler that optimizes nothing is done in half the time
-    hasty.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0 -g0\n')
-    hasty.chmod(0o755)
-    monkeypatch.setenv("CXX", str(hasty))
+    hasten_compiler(tmp_path, monkeypatch)
     dp, tp = Mesh(dp=2), Mesh(tp=2)
     links = [
         link(dp, 2, zero={"stage": 2, "offload": "optimizer"}),
