@@ -165,7 +165,7 @@ def main() -> None:
                     share = best["bare loop"][0] / seconds
                     print(
                         f"{megabytes:>5} MB, {workers} workers, {who:<10}{seconds:8.2f} s"
-                        f"{megabytes / seconds:7.2f} MB/s{cpu:8.2f} CPU s{memory:8.0f} MB   {share:.2f} of the bare loop's speed"
+                        f"{megabytes / seconds:7.2f} MB/s{cpu:8.2f} CPU s{memory:8.0f} MB  {share:.2f} of the bare loop"
                     )
                 worst = min(worst, best["bare loop"][0] / best["neoxkit"][0])
     print(f"neoxkit: at least {worst:.2f} of the bare loop's speed; wanted {LIMIT}")

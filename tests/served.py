@@ -16,8 +16,8 @@ import httpx
 import openai
 from tiny import Tiny
 
+from neoxkit.data.tokenizer.template import ChatTemplate
 from neoxkit.data.tokenizer.train import train_bpe
-from neoxkit.serve.chat import ChatTemplate
 from neoxkit.serve.http.app import Api, Settings
 from neoxkit.serve.http.metrics import Metrics
 from neoxkit.serve.http.server import Server, listen, url

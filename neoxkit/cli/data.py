@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from neoxkit.cli import data_files
+from neoxkit.cli import data_chat, data_files, data_show
 from neoxkit.cli.tokenize import tokenize
 
 
@@ -13,8 +13,5 @@ def command() -> None:
     """Turn text into tokens to train on, and show what token files hold."""
 
 
-command.add_command(tokenize)
-
-
-for each in data_files.COMMANDS:
+for each in (tokenize, data_chat.chat, data_chat.pairs, *data_files.COMMANDS, data_show.command):
     command.add_command(each)

@@ -134,7 +134,7 @@ def check(offer: Offer) -> None:
 
 def serve(ctx: click.Context, serving: Serving, listening: socket, offer: Offer) -> int:
     """Answer until a signal; the exit code."""
-    from neoxkit.serve.chat import ChatTemplate
+    from neoxkit.data.tokenizer.template import ChatTemplate
     from neoxkit.serve.http import server
     from neoxkit.serve.http.app import Api, Settings
     from neoxkit.serve.http.defaults import stated_defaults

@@ -18,12 +18,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from neoxkit.checkpoint.dtypes import TORCH
 from neoxkit.checkpoint.store import place
+from neoxkit.data.tokenizer.template import ChatTemplate, unended
 from neoxkit.errors import ConfigError
 from neoxkit.eval.desk import Answer, Ask, in_good_order, likelihood_of
 from neoxkit.eval.journal import Journal
 from neoxkit.eval.replicas import Model
 from neoxkit.log import counted, progress, warn
-from neoxkit.serve.chat import ChatTemplate, unended
 from neoxkit.serve.request import Likelihood, Request, Sampling
 from neoxkit.serve.seeds import derived_seed
 

@@ -10,7 +10,7 @@ from neoxkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from neoxkit.data.tokenizer import Tokenizer
-    from neoxkit.serve.chat import ChatTemplate
+    from neoxkit.data.tokenizer.template import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)

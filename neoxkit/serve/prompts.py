@@ -15,7 +15,7 @@ from neoxkit.serve.seeds import derived_seed
 from neoxkit.serve.settings import Settings
 
 if TYPE_CHECKING:
-    from neoxkit.serve.chat import ChatTemplate
+    from neoxkit.data.tokenizer.template import ChatTemplate
     from neoxkit.serve.start import Serving
 
 STDIN = Path("-")
@@ -198,7 +198,7 @@ def tasks_for(prompts: Sequence[Prompt], serving: Serving) -> list[Task]:
 
 def template_for(prompts: Sequence[Prompt], serving: Serving) -> ChatTemplate | None:
     """The chat template, if a prompt is put into it. Raises ConfigError where there is none."""
-    from neoxkit.serve.chat import ChatTemplate
+    from neoxkit.data.tokenizer.template import ChatTemplate
 
     asking = next((prompt for prompt in prompts if prompt.chat), None)
     if asking is None:

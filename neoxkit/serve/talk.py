@@ -20,7 +20,7 @@ from neoxkit.serve.seeds import derived_seed
 from neoxkit.serve.settings import Settings
 
 if TYPE_CHECKING:
-    from neoxkit.serve.chat import ChatTemplate
+    from neoxkit.data.tokenizer.template import ChatTemplate
     from neoxkit.serve.start import Serving
 
 SIGN = "> "
@@ -234,7 +234,7 @@ def talk_template(serving: Serving, settings: Settings) -> ChatTemplate | None:
 
     Raises ConfigError where it is to be, or there is a system message, and the tokenizer has none.
     """
-    from neoxkit.serve.chat import ChatTemplate
+    from neoxkit.data.tokenizer.template import ChatTemplate
 
     template = None if settings.chat is False else ChatTemplate.of(serving.tokenizer.path.parent)
     if template is None and (settings.chat or settings.system is not None):

@@ -1,4 +1,4 @@
-"""Rows of Parquet files, JSON arrays and datasets: {key: value} for the keys that are wanted."""
+"""Rows of Parquet files, JSON arrays and datasets: {key: value} for the keys that are wanted, or for all (None)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = Any
 _ROWS = 1024  # of a Parquet file at a time: 4 bytes each, and each text that differs once
 
 
-def parquet_rows(source: Source, keys: Sequence[str], start: int) -> Iterator[tuple[Row, int]]:
+def parquet_rows(source: Source, keys: Sequence[str] | None, start: int) -> Iterator[tuple[Row, int]]:
     """The rows of a Parquet file from row `start` on, and with each the bytes of the file read so far.
 
     Columns are read as dictionaries, so that a text that a small file repeats a million times is there once.
@@ -27,18 +27,22 @@ def parquet_rows(source: Source, keys: Sequence[str], start: int) -> Iterator[tu
     with open_raw(source) as raw:
         try:
             plain = pq.ParquetFile(raw)
-            _check_columns(source, plain.schema_arrow, keys)
-            file = pq.ParquetFile(raw, metadata=plain.metadata, read_dictionary=list(keys))
+            _check_columns(source, plain.schema_arrow, keys or ())
+            file = pq.ParquetFile(raw, metadata=plain.metadata, read_dictionary=list(keys or ()))
             before = done = 0
+            wanted = None if keys is None else list(keys)
             for number in range(file.num_row_groups):
                 group = file.metadata.row_group(number)
                 done += sum(group.column(k).total_compressed_size for k in range(group.num_columns))
                 if before + group.num_rows <= start:
                     before += group.num_rows
                     continue
-                for batch in file.iter_batches(_ROWS, row_groups=[number], columns=list(keys)):
+                for batch in file.iter_batches(_ROWS, row_groups=[number], columns=wanted):
                     skipped = max(0, min(start - before, batch.num_rows))
                     before += batch.num_rows
+                    if keys is None:
+                        yield from ((row, done) for row in batch.slice(skipped).to_pylist())
+                        continue
                     columns = [_values(batch.column(key).slice(skipped)) for key in keys]
                     for values in zip(*columns, strict=True):
                         yield dict(zip(keys, values, strict=True)), done
@@ -81,7 +85,7 @@ def _values(column: Any) -> list[bytes | None]:
     return plain
 
 
-def array_rows(stream: Stream, keys: Sequence[str], longest: int, start: int) -> Iterator[tuple[Row, int]]:
+def array_rows(stream: Stream, keys: Sequence[str] | None, longest: int, start: int) -> Iterator[tuple[Row, int]]:
     """The members of a file that is one JSON array, from number `start` on. Raises DataError where it is none."""
     where = stream.source.where
     held: list[bytes] = []
@@ -101,10 +105,10 @@ def array_rows(stream: Stream, keys: Sequence[str], longest: int, start: int) ->
             f"{where} is no JSON: {error}", "write a JSON value a line, so that the others can be used"
         ) from None
     for row in rows[start:]:
-        yield {key: row[key] for key in keys if key in row} if isinstance(row, dict) else row, stream.raw
+        yield _some(row, keys) if isinstance(row, dict) else row, stream.raw
 
 
-def dataset_rows(source: Source, keys: Sequence[str], start: int) -> Iterator[tuple[Row, int]]:
+def dataset_rows(source: Source, keys: Sequence[str] | None, start: int) -> Iterator[tuple[Row, int]]:
     """The rows of a dataset from row `start` on. Raises DataError when the library cannot find or read it."""
     from datasets import load_dataset
 
@@ -112,7 +116,7 @@ def dataset_rows(source: Source, keys: Sequence[str], start: int) -> Iterator[tu
     name, config = source.where.named()
     try:
         rows = load_dataset(name, config, split=source.where.split, streaming=True)
-        if rows.column_names is not None:
+        if rows.column_names is not None and keys is not None:
             if missing := [key for key in keys if key not in rows.column_names]:
                 raise DataError(
                     f'{source.where} has no column "{missing[0]}"',
@@ -131,7 +135,11 @@ def dataset_rows(source: Source, keys: Sequence[str], start: int) -> Iterator[tu
             raise _failed(source, error) from error
         if row is None:
             return
-        yield {key: row[key] for key in keys if key in row}, 0
+        yield _some(row, keys), 0
+
+
+def _some(row: Row, keys: Sequence[str] | None) -> Row:
+    return row if keys is None else {key: row[key] for key in keys if key in row}
 
 
 def _failed(source: Source, error: Exception) -> DataError:

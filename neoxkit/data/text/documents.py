@@ -73,7 +73,7 @@ class Parser:
             if isinstance(piece, Fault):
                 yield Reject(piece.where, piece.kind, piece.detail)
             elif isinstance(piece, Lines):
-                for number, line in enumerate(_split(piece.data), start=piece.first):
+                for number, line in enumerate(split_lines(piece.data), start=piece.first):
                     if line.strip() or len(line) > self.longest:  # a blank line, the last as a rule, is no document
                         yield self._made(f"{piece.where}:{number}", line)
             elif isinstance(piece, Whole):
@@ -85,7 +85,7 @@ class Parser:
     def _made(self, where: str, row: Any) -> Document | Reject:
         try:
             if isinstance(row, bytes):
-                row = self._parsed(row)
+                row = parsed(row, self.longest)
             texts = tuple(self._text(row, key) for key in self.keys)
             return Document(texts, tuple(map(_utf8, texts)))
         except UnusableError as fault:
@@ -93,7 +93,7 @@ class Parser:
 
     def _whole(self, piece: Whole) -> Document | Reject:
         try:
-            text = self._mended(_decoded(piece.data.removeprefix(_BOM)))
+            text = self._mended(decoded(piece.data.removeprefix(_BOM)))
             return Document((text,), (_utf8(text),), piece.group, piece.where)
         except UnusableError as fault:
             line = ""
@@ -101,22 +101,12 @@ class Parser:
                 line = f":{piece.data.count(10, 0, fault.__cause__.start) + 1}"
             return Reject(piece.where + line, fault.kind, fault.detail)
 
-    def _parsed(self, line: bytes) -> Any:
-        if len(line) > self.longest:
-            raise too_long(self.longest)
-        try:
-            return json.loads(_decoded(line))
-        except RecursionError:
-            raise UnusableError("too deep", "JSON within JSON") from None
-        except ValueError as error:
-            raise UnusableError("broken JSON", str(error)) from None
-
     def _text(self, row: Any, key: str) -> str:
         if not isinstance(row, dict) or key not in row:
             raise UnusableError(f'no key "{key}"')
         text = row[key]
         if isinstance(text, bytes):
-            text = _decoded(text)
+            text = decoded(text)
         if not isinstance(text, str):
             raise UnusableError(f'"{key}" is not a string', type(text).__name__)
         if len(text) > self.longest:
@@ -138,7 +128,19 @@ def too_long(longest: int) -> UnusableError:
     return UnusableError("too long", f"more than {longest:,} bytes")
 
 
-def _split(data: bytes) -> Iterator[bytes]:
+def parsed(line: bytes, longest: int) -> Any:
+    """The value of a line of JSON. Raises UnusableError when it is none, or longer than that."""
+    if len(line) > longest:
+        raise too_long(longest)
+    try:
+        return json.loads(decoded(line))
+    except RecursionError:
+        raise UnusableError("too deep", "JSON within JSON") from None
+    except ValueError as error:
+        raise UnusableError("broken JSON", str(error)) from None
+
+
+def split_lines(data: bytes) -> Iterator[bytes]:
     """Lines as files have them, which end with a line feed alone."""
     start = 0
     while start < len(data):
@@ -147,7 +149,8 @@ def _split(data: bytes) -> Iterator[bytes]:
         start = end
 
 
-def _decoded(content: bytes) -> str:
+def decoded(content: bytes) -> str:
+    """Text of UTF-8. Raises UnusableError when it is none."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

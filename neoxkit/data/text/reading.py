@@ -27,10 +27,13 @@ class _Read:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads sources in blocks. A line or a file of more than `longest` bytes is passed over and not held."""
+    """Reads sources in blocks. A line or a file of more than `longest` bytes is passed over and not held.
+
+    `keys` are the columns that are read of a table; None: all.
+    """
 
     sources: Sequence[Source]
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] | None
     longest: int
 
     def blocks(self, start: Position = Position()) -> Iterator[Block]:  # noqa: B008 (it cannot change)

@@ -42,6 +42,9 @@ NAMES = (
 EOD, PADDING = "<|endoftext|>", "<|padding|>"
 """GPT-NeoX's special tokens, ids 0 and 1."""
 
+Spans = list[tuple[int, int]]
+"""From where to where in a text, in characters."""
+
 
 class Tokenizer:
     """Text to ids and back, by the files of a Hugging Face tokenizer.
@@ -103,6 +106,17 @@ class Tokenizer:
         """The ids of each text, by all cores unless TOKENIZERS_PARALLELISM is false."""
         return [found.ids for found in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_spans(
+        self, texts: Sequence[str], special: bool = False
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """The ids of each text, and from where to where in it, in characters, each id stands for.
+
+        Tokens that share a character's bytes have that character each. One that is put around the text,
+        with `special`, is at (0, 0).
+        """
+        found = self._inner.encode_batch(list(texts), add_special_tokens=special)
+        return [(each.ids, each.offsets) for each in found]
+
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of ids; special tokens are left out unless `special`."""
         text: str = self._inner.decode(list(ids), skip_special_tokens=not special)
@@ -122,6 +136,11 @@ class Tokenizer:
         found = {each: number for each in spelled if (number := self._inner.token_to_id(each)) is not None}
         letter = found.get("<0x41>")
         return frozenset(found.values()) if letter is not None and self.decode([letter]) == "A" else frozenset()
+
+    @cached_property
+    def special(self) -> tuple[str, ...]:
+        """The special tokens as they are written, such as <|im_end|>."""
+        return tuple(token.content for token in self._inner.get_added_tokens_decoder().values() if token.special)
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:

@@ -16,7 +16,7 @@ from neoxkit.data.tokens.sidecar import read_sidecar
 from neoxkit.data.tokens.stage import Stage
 from neoxkit.errors import DataError
 
-LABELS = "labels"
+LABELS, SCORES = "labels", "scores"
 
 IGNORED = -100
 """The label of a token that is not learned from, gpt-neox's and torch's number."""
@@ -34,7 +34,7 @@ class Column:
 
 COLUMNS = {
     LABELS: Column("<i4", "token", "iu"),
-    "scores": Column("<f4", "document", "fiu"),  # gpt-neox rounds rewards to integers
+    SCORES: Column("<f4", "document", "fiu"),  # gpt-neox rounds rewards to integers
 }
 
 

@@ -40,6 +40,10 @@ class Sidecar:
     """What lies beside the tokens: of each NAME, the pair PREFIX-NAME."""
     options: dict[str, Any] = field(default_factory=dict)
     """What was asked for beside the tokenizer, as `tokenize` spells it: {"key": "text", "append_eod": true, ...}."""
+    learned: int | None = None
+    """Of how many tokens the label is a token; None without labels."""
+    template: str = ""
+    """A hash of the chat template that wrote the conversations, if any: "sha256:..."."""
 
     def check(self, vocab: int, where: str | Path) -> None:
         """Raise DataError unless a model of `vocab` entries can read the tokens at `where`."""

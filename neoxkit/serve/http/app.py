@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from neoxkit import __version__
-from neoxkit.serve.chat import ChatTemplate
+from neoxkit.data.tokenizer.template import ChatTemplate
 from neoxkit.serve.http import errors
 from neoxkit.serve.http.answers import Answers
 from neoxkit.serve.http.asks import Ask, Asker

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from neoxkit.data.tokenizer.template import unended
 from neoxkit.errors import ConfigError
 from neoxkit.serve.asking import Question
-from neoxkit.serve.chat import unended
 from neoxkit.serve.http.errors import ApiError
 from neoxkit.serve.http.schema import Asking, ChatBody, CompletionBody, Templated
 from neoxkit.serve.request import Request, Sampling
 
 if TYPE_CHECKING:
-    from neoxkit.serve.chat import ChatTemplate
+    from neoxkit.data.tokenizer.template import ChatTemplate
     from neoxkit.serve.start import Serving
 
 COMPLETION_TOKENS = 16

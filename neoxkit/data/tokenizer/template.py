@@ -6,17 +6,15 @@ in Jinja's sandbox, and given nothing but copies of plain values.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from functools import cache, cached_property
-from importlib.metadata import version
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 from neoxkit.checkpoint.json_text import parse_object
 from neoxkit.checkpoint.store import Place
-from neoxkit.data.tokenizer import CONFIG, SPECIAL, TEMPLATE
+from neoxkit.data.tokenizer import CONFIG, SPECIAL, TEMPLATE, Spans
+from neoxkit.data.tokenizer.sandbox import MARKS, environment
 from neoxkit.errors import ConfigError
 
 OLD_TEMPLATE = "chat_template.json"
@@ -26,8 +24,7 @@ MORE_TEMPLATES = "additional_chat_templates"
 LARGEST = 2**24
 """Characters that a conversation may become: a text of that length is no prompt of any model."""
 
-_JINJA = (3, 1, 6)
-"""Releases before it let a template out of the sandbox; transformers refuses them too."""
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """What templates and programs call the reasoning before an answer; the first is the common name."""
@@ -53,9 +50,11 @@ class ChatTemplate:
                 f"{where}: {missing}, there are {', '.join(sorted(templates))}", "name the one that is meant"
             )
         self.where, self.variables, self.text = where, dict(variables), templates[wanted]
-        self._templates = {"default": self._compiled(templates[wanted])}
+        texts = {"default": self.text}
         if name is None and "tool_use" in templates:
-            self._templates["tool_use"] = self._compiled(templates["tool_use"])
+            texts["tool_use"] = templates["tool_use"]
+        self._templates = {each: self._compiled(text) for each, text in texts.items()}
+        self._marking = {each for each, text in texts.items() if _GENERATION.search(text)}
 
     @classmethod
     def of(cls, folder: Place, name: str | None = None) -> ChatTemplate | None:
@@ -70,6 +69,14 @@ class ChatTemplate:
         if not templates:
             return None
         return cls(templates, _special_tokens(folder), where, name)
+
+    @classmethod
+    def read(cls, path: Place, folder: Place) -> ChatTemplate:
+        """The template of a file, with the special tokens that the files of a tokenizer's folder state.
+
+        Raises ConfigError when it is no template, and OSError when it cannot be read.
+        """
+        return cls({"default": _read(path)}, _special_tokens(folder), str(path))
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], /, add_generation_prompt: bool = True, **variables: Any
@@ -89,10 +96,37 @@ class ChatTemplate:
             chat = self._checked(messages)
         except RecursionError as error:
             raise ConfigError("the conversation has lists in lists without end", "give fewer") from error
-        template = self._templates["default"]
-        if given["tools"] is not None:
-            template = self._templates.get("tool_use", template)
+        template = self._templates[self._taken(given["tools"])]
         return self._text(template, {**given, "messages": chat, "add_generation_prompt": add_generation_prompt})
+
+    def marks(self, tools: Any = None) -> bool:
+        """Whether the template that is taken says by {% generation %} what the assistant wrote."""
+        return self._taken(tools) in self._marking
+
+    def marked(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> tuple[str, Spans]:
+        """The text of a conversation, and from where to where in it, in characters, the blocks of {% generation %} are.
+
+        Raises what `render` raises; and ConfigError when the text depends on the blocks, or one is in another.
+        """
+        text = self.render(messages, add_generation_prompt=False, **variables)
+        mark = "mark"
+        while mark in text:
+            mark += "k"
+        around = [f"<{mark}>", f"</{mark}>"]
+        pieces = self.render(messages, add_generation_prompt=False, **variables, **{MARKS: around}).split(around[0])
+        at, spans = len(pieces[0]), []
+        for piece in pieces[1:]:
+            inside, *after = piece.split(around[1])
+            spans.append((at, at + len(inside)))
+            at += len(inside) + sum(map(len, after))
+            if len(after) != 1:
+                raise ConfigError(f"{self.where} has blocks of generation in one another", "mend it")
+        if "".join(pieces).replace(around[1], "") != text:
+            raise ConfigError(f"{self.where} changes its text by where its blocks of generation are", "mend it")
+        return text, spans
+
+    def _taken(self, tools: Any) -> str:
+        return "tool_use" if tools is not None and "tool_use" in self._templates else "default"
 
     def _checked(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The messages as transformers gives them to a template."""
@@ -156,11 +190,11 @@ class ChatTemplate:
         return "".join(pieces)
 
     def _compiled(self, text: str) -> Any:
-        environment = _environment()
+        jinja = environment()
         from jinja2 import TemplateError
 
         try:
-            return environment.from_string(text)
+            return jinja.from_string(text)
         except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
             raise ConfigError(f"{self.where} is not a template: {error}", "correct or remove it") from error
 
@@ -252,100 +286,3 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(each, where) for each in value]
     raise ConfigError(f"{where} has a {type(value).__name__}, which is no JSON", "give texts, numbers and lists")
-
-
-_INSTALL = "install neoxkit[serve]"
-
-
-@cache
-def _environment() -> Any:
-    """Jinja as transformers sets it up for chat templates. Raises ConfigError when it is not installed, or too old."""
-    try:
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise ConfigError("chat templates need jinja2, which is not installed", _INSTALL) from error
-    release = version("jinja2")
-    if tuple(int(number) for number in re.findall(r"\d+", release)[:3]) < _JINJA:
-        raise ConfigError(f"jinja2 {release} has holes that a chat template could use", _INSTALL)
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_generation(), loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.globals["dict"] = _Dictionaries()
-    environment.globals["namespace"] = _namespace()
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON; Jinja's own filter escapes it for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
-
-
-class _Dictionaries:
-    """`dict` in a template: it makes dictionaries, and is no class whose attributes lead elsewhere."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        """Python's dict.fromkeys."""
-        return dict.fromkeys(*args)
-
-
-def _namespace() -> type:
-    """The class of `namespace` in a template: no name in it begins with "_", as Python's own do."""
-    from jinja2.sandbox import SecurityError
-    from jinja2.utils import Namespace
-
-    def check(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise SecurityError(f"a namespace cannot have {name!r}: no name in it begins with _")
-
-    class Plain(Namespace):
-        def __init__(*args: Any, **kwargs: Any) -> None:  # so that a template may have a name "self" in it
-            attributes = dict(*args[1:], **kwargs)
-            for name in attributes:
-                check(name)
-            Namespace.__init__(args[0], attributes)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            check(name)
-            Namespace.__setitem__(self, name, value)
-
-    return Plain
-
-
-def _generation() -> type:
-    """The tag {% generation %} ... {% endgeneration %}, which marks the assistant's words for training."""
-    from jinja2.ext import Extension
-    from jinja2.nodes import CallBlock, Node
-    from jinja2.parser import Parser
-
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
-
-        def parse(self, parser: Parser) -> Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            # A call, and not the body itself, so that what is set in it ends with it, as in transformers.
-            return CallBlock(self.call_method("through"), [], [], body).set_lineno(line)
-
-        def through(self, caller: Callable[[], str]) -> str:
-            return caller()
-
-    return Generation

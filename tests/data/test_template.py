@@ -13,95 +13,13 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from chat_templates import TEMPLATES, TOKENS
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from neoxkit.data.tokenizer import sandbox
+from neoxkit.data.tokenizer.template import ChatTemplate
 from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.errors import CheckpointError, ConfigError
-from neoxkit.serve import chat
-from neoxkit.serve.chat import ChatTemplate
-
-TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-
-TEMPLATES = {
-    "chatml": (
-        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
-        "'\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
-    "smollm2": (
-        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-        "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
-        "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
-    "llama2": (
-        "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
-        "{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}"
-        "{% set system_message = false %}{% endif %}{% for message in loop_messages %}"
-        "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must "
-        "alternate user/assistant/user/assistant/...') }}{% endif %}"
-        "{% if loop.index0 == 0 and system_message != false %}"
-        "{% set content = '<<SYS>>\n' + system_message + '\n<</SYS>>\n\n' + message['content'] %}"
-        "{% else %}{% set content = message['content'] %}{% endif %}"
-        "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
-        "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
-    ),
-    "llama3": (
-        "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
-        "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}"
-        "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-    ),
-    "llama3.1": (
-        "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- if strftime_now is defined %}\n"
-        '        {%- set date_string = strftime_now("%d %b %Y") %}\n    {%- else %}\n'
-        '        {%- set date_string = "26 Jul 2024" %}\n    {%- endif %}\n{%- endif %}\n'
-        "{%- if messages[0]['role'] == 'system' %}\n    {%- set system_message = messages[0]['content'] | trim %}\n"
-        "    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system_message = \"\" %}\n{%- endif %}\n"
-        '{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}\n{%- if tools is not none %}\n'
-        '    {{- "Environment: ipython\\n" }}\n    {%- for t in tools %}\n        {{- t | tojson(indent=4) }}\n'
-        '        {{- "\\n\\n" }}\n    {%- endfor %}\n{%- endif %}\n{{- "Today Date: " + date_string + "\\n\\n" }}\n'
-        '{{- system_message }}\n{{- "<|eot_id|>" }}\n{%- for message in messages %}\n'
-        "    {%- if not (message.role == 'ipython' or 'tool_calls' in message) %}\n"
-        "        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + "
-        "'<|eot_id|>' }}\n    {%- elif 'tool_calls' in message %}\n"
-        "        {{- message.tool_calls[0].function.arguments | tojson }}\n    {%- endif %}\n{%- endfor %}\n"
-        "{%- if add_generation_prompt %}\n    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n"
-        "{%- endif %}\n"
-    ),
-    "mistral": (
-        "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-        "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-        "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
-        "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}"
-        "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
-    ),
-    "zephyr": (
-        "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
-        "{{ '<|user|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'system' %}\n"
-        "{{ '<|system|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'assistant' %}\n"
-        "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
-        "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
-    ),
-    "gemma": (
-        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
-        "{% endif %}{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}"
-        "{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + "
-        "message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
-    ),
-    "everything": (
-        "{%- set ns = namespace(count=0, self='me') -%}\n    {# a comment #}\n{% for message in messages %}\n"
-        "    {% if message.role == 'skip' %}\n        {% continue %}\n    {% endif %}\n"
-        "    {% if ns.count > 2 %}{% break %}{% endif %}\n    {% set ns.count = ns.count + 1 %}\n"
-        "    {% generation %}{% set inner = 'set inside' %}{{ message | tojson }}{% endgeneration %}\n"
-        "{{ inner }}{{ message.reasoning_content }}{{ message.thinking }}{{ message.name }}\n{% endfor %}\n"
-        "{{ dict(a=1) }}{{ dict.fromkeys(['b'], 2) }}{{ dict.items is defined }}"
-        "{{ pad_token }}{{ unk_token }}{{ nothing }}{{ ns.self }}\n"
-        "{{ tools }} {{ documents }} {{ extra | default('none') }} {{ strftime_now('%Y') }}\n"
-        "{{ {'z': 'é <&>', 'a': 1} | tojson(indent=2, sort_keys=true) }}{% macro said(x) %}[{{ x }}]{% endmacro %}"
-        "{{ said(1) }}  \n\n"
-    ),
-}  # fmt: skip
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
 USER = {"role": "user", "content": 'What is <&> "é"?\n'}
@@ -309,21 +227,21 @@ def test_texts_that_are_no_template(text: str, tmp_path: Path) -> None:
 
 
 def test_an_old_jinja_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat._environment.cache_clear()
-    monkeypatch.setattr(chat, "version", lambda name: "3.1.5")
+    sandbox.environment.cache_clear()
+    monkeypatch.setattr(sandbox, "version", lambda name: "3.1.5")
     with pytest.raises(ConfigError, match=r"3\.1\.5.*neoxkit\[serve\]"):
         rendered("x", [USER])
-    monkeypatch.setattr(chat, "version", lambda name: "4.0.dev1")
+    monkeypatch.setattr(sandbox, "version", lambda name: "4.0.dev1")
     assert rendered("x", [USER]) == "x"
-    chat._environment.cache_clear()
+    sandbox.environment.cache_clear()
 
 
 def test_without_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat._environment.cache_clear()
+    sandbox.environment.cache_clear()
     monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
-    with pytest.raises(ConfigError, match=r"jinja2.*install neoxkit\[serve\]"):
+    with pytest.raises(ConfigError, match=r"jinja2.*install neoxkit\[data\]"):
         rendered("x", [USER])
-    chat._environment.cache_clear()
+    sandbox.environment.cache_clear()
 
 
 def place(folder: Path, words: Path, files: dict[str, Any]) -> Path:
