@@ -163,9 +163,10 @@ def main() -> None:
                 best = {who: [min(each[who][k] for each in rounds) for k in range(3)] for who in rounds[0]}
                 for who, (seconds, cpu, memory) in best.items():
                     share = best["bare loop"][0] / seconds
+                    speed = megabytes / seconds
                     print(
                         f"{megabytes:>5} MB, {workers} workers, {who:<10}{seconds:8.2f} s"
-                        f"{megabytes / seconds:7.2f} MB/s{cpu:8.2f} CPU s{memory:8.0f} MB  {share:.2f} of the bare loop"
+                        f"{speed:7.2f} MB/s{cpu:8.2f} CPU s{memory:8.0f} MB   {share:.2f} of the bare loop's speed"
                     )
                 worst = min(worst, best["bare loop"][0] / best["neoxkit"][0])
     print(f"neoxkit: at least {worst:.2f} of the bare loop's speed; wanted {LIMIT}")

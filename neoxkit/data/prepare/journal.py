@@ -23,6 +23,8 @@ from neoxkit.errors import DataError
 
 EVERY = 5.0  # seconds between states: what a kill costs at most, and a second's work of flushing at worst
 
+TRAINED = "tokenizer"
+"""The folder that holds the tokenizer which was trained: whole, once it is there."""
 _REQUEST, _STATE, _LOCK = "request.json", "state.json", "lock"
 
 
@@ -69,7 +71,7 @@ class Journal:
             )
         same = before == asked
         for path in self.folder.iterdir():
-            if path.name not in (_LOCK, *(["tokenizer"] if same else [])):
+            if path.name not in (_LOCK, *([TRAINED] if same else [])):
                 remove(path)
         _write(self.folder / _REQUEST, asked)
         return None
@@ -77,7 +79,7 @@ class Journal:
     @property
     def keeps(self) -> bool:
         """Whether there is work that the same request would go on with."""
-        return (self.folder / _STATE).exists() or (self.folder / "tokenizer").exists()
+        return (self.folder / _STATE).exists() or (self.folder / TRAINED).exists()
 
     @property
     def moving(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from neoxkit import __version__, log
 from neoxkit.data.prepare.encode import Encoded
-from neoxkit.data.prepare.journal import Journal
+from neoxkit.data.prepare.journal import TRAINED, Journal
 from neoxkit.data.prepare.request import Part, Request
 from neoxkit.data.text.documents import Reject
 from neoxkit.data.text.pieces import Block, Position
@@ -22,8 +22,6 @@ from neoxkit.data.tokens.indexed import dtype_for
 from neoxkit.data.tokens.sidecar import Sidecar, write_sidecar
 from neoxkit.errors import DataError
 
-TRAINED = "tokenizer"
-"""The folder of a journal that holds the tokenizer which was trained."""
 _REJECTS = "rejects.txt"
 _KINDS = ("bin", "sizes", "files")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from neoxkit import log
 from neoxkit.data.prepare.encode import Recipe
-from neoxkit.data.prepare.journal import Journal, refuse_present
+from neoxkit.data.prepare.journal import TRAINED, Journal, refuse_present
 from neoxkit.data.prepare.request import Part, Request
-from neoxkit.data.prepare.results import TRAINED, Results
+from neoxkit.data.prepare.results import Results
 from neoxkit.data.prepare.workers import ordered, started
 from neoxkit.data.text.documents import Document, Parser, Reject, held_out, thinned
 from neoxkit.data.text.reading import Reader
