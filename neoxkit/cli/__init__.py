@@ -74,6 +74,8 @@ EXTRAS = {
     "s3fs": "s3",
     "zstandard": "data",
     "pyarrow": "data",
+    "sentencepiece": "data",
+    "tiktoken": "data",
     "ftfy": "data",
     "datasets": "data",
     "matplotlib": "plot",

@@ -15,6 +15,7 @@ from neoxkit.errors import DataError
 if TYPE_CHECKING:
     from neoxkit.data.rows.display import Stretch
     from neoxkit.data.tokenizer import Tokenizer
+    from neoxkit.data.tokenizer.kinds import open_tokenizer
 
 YAML = (".yaml", ".yml")
 
@@ -54,14 +55,13 @@ def command(what: Path, numbers: range, tokenizer: Path | None, tokens: int, as_
     configuration of a run: what is shown is what `neoxkit train` reads, in its order.
     """
     from neoxkit.data.rows.display import lines
-    from neoxkit.data.tokenizer import Tokenizer
 
     if what.suffix in YAML:
         found, named = _samples(what, numbers)
         tokenizer = tokenizer or (Path(named) if named else None)
     else:
         found = _documents(what, numbers)
-    known = None if tokenizer is None else Tokenizer(tokenizer)
+    known = None if tokenizer is None else open_tokenizer(tokenizer)
     for title, stretches in found:
         kept = list(_first(stretches, tokens))
         if as_json:

@@ -34,7 +34,7 @@ Interrupted or killed, the same command goes on where it was, with the same resu
 @click.option("-o", "--output", "prefix", required=True, metavar="PREFIX", type=click.Path(path_type=Path),
               help="What the names of the files written begin with.")  # fmt: skip
 @click.option("--tokenizer", type=click.Path(path_type=Path), metavar="PATH",
-              help="A tokenizer.json, or a folder with one, such as a Hugging Face model.")  # fmt: skip
+              help="A tokenizer of any kind: a file, a folder or a name. See docs/tokenizers.md.")  # fmt: skip
 @click.option("--train-tokenizer", "vocab", type=int, metavar="N",
               help="Train a byte-level BPE of N entries on the training text instead: PREFIX-tokenizer/.")  # fmt: skip
 @click.option("--train-bytes", type=options.Size(), default="64M", show_default=True, metavar="SIZE",

@@ -85,7 +85,9 @@ class Data(Node):
     split: str | None = Field(
         None, description='Shares of the documents of data.train, as "969,30,1": training, held-out, neither.'
     )
-    tokenizer: str | None = Field(None, description="Folder of the tokenizer; it is copied into every checkpoint.")
+    tokenizer: str | None = Field(
+        None, description="The tokenizer, as `data tokenize` takes it; it is copied into every checkpoint."
+    )
     sequence: int | None = Field(None, gt=0, description="Tokens that a sample predicts; model.context when left out.")
     packing: Literal["packed", "whole", "single", "best_fit"] = Field(
         "packed",

@@ -12,7 +12,8 @@ from neoxkit.checkpoint.store import Place, place
 from neoxkit.config.model import ModelConfig
 from neoxkit.config.run import RunConfig
 from neoxkit.convert.open import Foreign, open_any
-from neoxkit.data.tokenizer import FILE, Tokenizer, fingerprint_of, tokenizer_contents
+from neoxkit.data.tokenizer import FILE, fingerprint_of, tokenizer_contents
+from neoxkit.data.tokenizer.kinds import open_tokenizer
 from neoxkit.errors import ConfigError, DataError
 from neoxkit.log import note
 from neoxkit.parallel.world import ALONE, World
@@ -154,7 +155,7 @@ def choose_tokenizer(config: RunConfig, origin: Origin) -> Chosen:
         theirs = Chosen(contents, origin.tokenizer, fingerprint_of(contents[FILE]) if FILE in contents else None)
     if config.data.tokenizer is None:
         return theirs
-    ours = Tokenizer(config.data.tokenizer)
+    ours = open_tokenizer(config.data.tokenizer)
     if ours.vocab > config.model.vocab:
         raise DataError(
             f"{ours.path} has a vocabulary of {ours.vocab}, and model.vocab is {config.model.vocab}",

@@ -16,7 +16,7 @@ from neoxkit.data.rows.cache import LARGE, Cache
 from neoxkit.data.rows.fill_in_middle import FillInMiddle
 from neoxkit.data.rows.row import Row
 from neoxkit.data.rows.rows import Reading, Rows
-from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.data.tokenizer.kinds import open_tokenizer
 from neoxkit.data.tokens.columns import find_labels, open_labels
 from neoxkit.data.tokens.indexed import IndexedFile
 from neoxkit.data.tokens.sidecar import read_sidecar
@@ -95,6 +95,6 @@ def fill_in_middle(config: RunConfig, tokenizer: Place | None) -> FillInMiddle |
         return None
     if tokenizer is None:
         raise ConfigError("data.fill_in_middle names tokens, and no tokenizer is known", "give data.tokenizer")
-    known = Tokenizer(tokenizer)
+    known = open_tokenizer(tokenizer)
     ids = (known.id(token) for token in (given.prefix, given.middle, given.suffix))
     return FillInMiddle(given.rate, given.spm_rate, *ids)

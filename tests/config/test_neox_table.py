@@ -19,7 +19,7 @@ from neoxkit.config.neox.network import mlp_width
 from neoxkit.config.neox.settings import Settings
 from neoxkit.config.neox.table import OPTIONS, RENAMED, RETIRED, find, markdown
 from neoxkit.config.neox.translate import translate
-from neoxkit.config.neox.vocabulary import read_vocabulary
+from neoxkit.config.neox.vocabulary import TIKTOKEN, read_vocabulary
 from neoxkit.config.reference import options, sections
 from neoxkit.errors import ConfigError
 
@@ -224,8 +224,42 @@ def test_pieces_of_sentencepiece_are_counted(tmp_path: Path) -> None:
         model.pieces.add(piece=f"p{number}", score=-float(number))
     model.trainer_spec.vocab_size = 300
     model.normalizer_spec.name = "nmt"
-    (tmp_path / "m").write_bytes(model.SerializeToString())
-    assert read_vocabulary("spmtokenizer", str(tmp_path / "m")) == (300, None)
+    for eos, found in ((None, 2), (7, 7), (-1, None)):
+        if eos is not None:
+            model.trainer_spec.eos_id = eos
+        (tmp_path / "m").write_bytes(model.SerializeToString())
+        assert read_vocabulary("spmtokenizer", str(tmp_path / "m")) == (300, found)
+
+
+def test_tiktoken_encodings_have_the_sizes_that_tiktoken_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    public = pytest.importorskip("tiktoken_ext.openai_public")
+    for name, (size, eod) in TIKTOKEN.items():
+        monkeypatch.setattr(public, "load_tiktoken_bpe", lambda *_, **__: {})
+        monkeypatch.setattr(public, "data_gym_to_mergeable_bpe_ranks", lambda *_, **__: {})
+        about = getattr(public, name)()
+        assert about["special_tokens"]["<|endoftext|>"] == eod
+        assert size == about.get("explicit_n_vocab", max(about["special_tokens"].values()) + 1)
+        assert read_vocabulary("tiktokentokenizer", name) == (size, eod)
+    assert read_vocabulary("tiktokentokenizer", "unheard") is None
+
+
+def test_each_kind_of_tokenizer_is_named_as_data_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v.json").write_text(json.dumps({"a": 0, "<|endoftext|>": 1}))
+    (tmp_path / "m.txt").write_text("#version: 0.2\n")
+    (tmp_path / "m.model").write_bytes(b"\x0a\x03\x0a\x01a" * 3)
+    for lines, tokenizer, tokens in (
+        ("tokenizer_type: GPT2BPETokenizer\nvocab_file: v.json\nmerge_file: m.txt\n", "v.json,m.txt", 1),
+        ("tokenizer_type: GPT2BPETokenizer\nvocab_file: v.json\nmerge_file: none.txt\n", None, 1),
+        ("tokenizer_type: CharLevelTokenizer\n", "bytes", 0),
+        ("tokenizer_type: TiktokenTokenizer\nvocab_file: cl100k_base\n", "cl100k_base", 100257),
+        ("tokenizer_type: SPMTokenizer\nvocab_file: m.model\n", "m.model", 2),
+    ):
+        (tmp_path / "a.yml").write_text(lines)
+        tree = load_tree([tmp_path / "a.yml"])
+        assert tree.values.get("data", {}).get("tokenizer") == tokenizer
+        assert tree.values["model"]["tokens"] == {"bos": tokens, "eos": [tokens]}
+        assert any("id 0, <unk>" in note for note in tree.notes) == ("SPM" in lines)
 
 
 def test_the_vocabulary_is_padded_as_gpt_neox_pads_it(tmp_path: Path) -> None:

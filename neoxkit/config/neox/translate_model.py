@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from neoxkit.config.neox import network
@@ -119,7 +120,7 @@ def _vocabulary(draft: Draft) -> None:
     else:
         where = "vocab_file is not given" if path is None else f"vocab_file {path} is not here"
         if kind == "tiktokentokenizer":
-            where = "the size of a TiktokenTokenizer is in no file"
+            where = f"{path} is no encoding of tiktoken"
         draft.used.add("make_vocab_size_divisible_by")
         draft.lack(
             "model.vocab",
@@ -129,9 +130,27 @@ def _vocabulary(draft: Draft) -> None:
     if found is not None and found.eod is not None:
         draft.put("model.tokens.bos", found.eod, *froms)
         draft.put("model.tokens.eos", [found.eod], *froms)
-    if kind == "hftokenizer" and found is not None:
+    _tokenizer(draft, kind, path, found is not None)
+
+
+def _tokenizer(draft: Draft, kind: str, path: str | None, known: bool) -> None:
+    """The tokenizer in the words of `data.tokenizer`, where its files are here."""
+    if kind == "charleveltokenizer":
+        draft.put("data.tokenizer", "bytes", "tokenizer_type")
+    elif known and kind == "gpt2bpetokenizer":
+        merges = draft.get("merge_file")
+        if merges is not None and Path(merges).is_file():
+            draft.put("data.tokenizer", f"{path},{merges}", "vocab_file", "merge_file")
+        elif draft.has("merge_file"):
+            draft.dropped["merge_file"] = "no such file, and without it the checkpoints will have no tokenizer"
+    elif known:
         draft.put("data.tokenizer", path, "vocab_file")
+        if kind == "spmtokenizer":
+            draft.tree.notes.append(
+                "documents end with the model's own end of text; gpt-neox ends them with <|endoftext|>, or with id 0, "
+                "<unk>, where a SentencePiece model has no such piece: look at the data that it made"
+            )
     elif draft.has("vocab_file"):
-        draft.dropped["vocab_file"] = (
-            "the checkpoints will have no tokenizer; name its folder with --set data.tokenizer=FOLDER"
-        )
+        draft.dropped["vocab_file"] = "the checkpoints will have no tokenizer; name it with --set data.tokenizer=PATH"
+    if kind != "gpt2bpetokenizer" and draft.has("merge_file"):
+        draft.dropped["merge_file"] = "only a GPT2BPETokenizer has one"

@@ -6,11 +6,25 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from neoxkit.config.neox.protobuf import fields
 from neoxkit.errors import ConfigError
 
 EOD = "<|endoftext|>"
 BYTES = 512
 """Tokens of the CharLevelTokenizer."""
+
+TIKTOKEN = {
+    "gpt2": (50_257, 50_256),
+    "r50k_base": (50_257, 50_256),
+    "p50k_base": (50_281, 50_256),
+    "p50k_edit": (50_284, 50_256),
+    "cl100k_base": (100_277, 100_257),
+    "o200k_base": (200_019, 199_999),
+}
+"""Tiktoken's encodings: n_vocab and eot_token of each."""
+
+_TRAINER, _EOS = 2, 42
+"""The fields of sentencepiece_model.proto that hold the trainer's settings, and in them eos_id."""
 
 
 class Vocabulary(NamedTuple):
@@ -27,7 +41,9 @@ def read_vocabulary(kind: str, path: str | None) -> Vocabulary | None:
     """
     if kind == "charleveltokenizer":
         return Vocabulary(BYTES, 0)
-    if path is None or kind == "tiktokentokenizer":
+    if kind == "tiktokentokenizer":
+        return Vocabulary(*TIKTOKEN[path]) if path in TIKTOKEN else None
+    if path is None:
         return None
     file = Path(path)
     if kind == "hfgpt2tokenizer" and file.is_dir():
@@ -36,7 +52,7 @@ def read_vocabulary(kind: str, path: str | None) -> Vocabulary | None:
         return None
     try:
         if kind == "spmtokenizer":
-            return Vocabulary(_pieces(file.read_bytes()), None)
+            return _pieces(file.read_bytes())
         tokens = _tokens(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, IndexError, RecursionError) as error:
         raise ConfigError(f"vocab_file {file}: not the file of a {kind} ({error!r:.80})", "check it") from None
@@ -61,32 +77,14 @@ def _tokens(content: Any) -> dict[str, int | None]:
     return {**vocab, **added}
 
 
-def _pieces(data: bytes) -> int:
-    """Pieces of a sentencepiece model: the messages of field 1 at the top of its protocol buffer."""
-    at = count = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        if tag & 7 == 0:
-            _, at = _varint(data, at)
-        elif tag & 7 == 1:
-            at += 8
-        elif tag & 7 == 2:
-            length, at = _varint(data, at)
-            at += length
-        elif tag & 7 == 5:
-            at += 4
-        else:
-            raise ValueError("no protocol buffer")
-        count += tag >> 3 == 1
-    if at != len(data) or not count:
+def _pieces(data: bytes) -> Vocabulary:
+    """The pieces of a sentencepiece model, the messages of field 1 at the top of its protocol buffer, and its eos."""
+    found = list(fields(data))
+    count = sum(number == 1 for number, _ in found)
+    if not count:
         raise ValueError("no sentencepiece model")
-    return count
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
-        if byte < 128:
-            return value, at
+    eos = 2  # where the trainer says nothing
+    for number, content in found:
+        if number == _TRAINER and isinstance(content, bytes):
+            eos = next((value for key, value in fields(content) if key == _EOS and isinstance(value, int)), eos)
+    return Vocabulary(count, eos if eos < count else None)  # -1, none, is the greatest of all numbers as it is written

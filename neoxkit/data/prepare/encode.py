@@ -20,8 +20,9 @@ from neoxkit.errors import DataError
 class Recipe:
     """How text becomes tokens.
 
-    `tokenizer` is the content of a tokenizer.json, `bos` and `eod` are put before and after each document
-    where they are not None, `dtype` is that of the file, and `holdout` the share that goes to the other side.
+    `tokenizer` is the content of a tokenizer.json, `literal` as of a Tokenizer, `bos` and `eod` are put before and
+    after each document where they are not None, `dtype` is that of the file, and `holdout` the share that goes to the
+    other side.
     """
 
     tokenizer: bytes
@@ -30,6 +31,7 @@ class Recipe:
     bos: int | None
     dtype: str
     holdout: float
+    literal: bool = False
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Encoder:
         # Some files carry the truncation and padding of the run that saved them, which would cut text silently.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = recipe.literal
         self._dtype = np.dtype(recipe.dtype)
 
     def encode(self, pieces: Sequence[Piece], limit: int | None = None) -> Encoded:

@@ -15,7 +15,8 @@ from neoxkit.data.prepare.conversations import Conversation, Passage
 from neoxkit.data.prepare.spans import Learning, Writing
 from neoxkit.data.text.documents import Reject, UnusableError
 from neoxkit.data.text.rows import Row
-from neoxkit.data.tokenizer import Spans, Tokenizer
+from neoxkit.data.tokenizer import Spans
+from neoxkit.data.tokenizer.kinds import open_tokenizer
 from neoxkit.data.tokenizer.template import ChatTemplate
 from neoxkit.errors import DataError
 
@@ -76,10 +77,16 @@ class Maker:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self.tokenizer = Tokenizer(recipe.tokenizer)
+        self.tokenizer = open_tokenizer(recipe.tokenizer)
         folder = self.tokenizer.path.parent
         given = recipe.template
         self._template = ChatTemplate.of(folder) if given is None else ChatTemplate.read(given, folder)
+        if self._template is not None and self.tokenizer.literal:
+            raise DataError(
+                f"{self.tokenizer.path} takes the names of special tokens in a text for text, and a chat template "
+                "writes them so",
+                "give a folder with a tokenizer.json",
+            )
         self._writing = Writing(self._template, self.tokenizer.special) if self._template else None
         self.eod = self.tokenizer.eod(recipe.eod)
 

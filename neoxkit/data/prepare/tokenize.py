@@ -22,6 +22,7 @@ from neoxkit.data.text.documents import Document, Parser, Reject, held_out, thin
 from neoxkit.data.text.reading import Reader
 from neoxkit.data.text.sources import Source, find
 from neoxkit.data.tokenizer import FILE, Tokenizer
+from neoxkit.data.tokenizer.kinds import open_tokenizer
 from neoxkit.data.tokenizer.train import train_bpe
 from neoxkit.data.tokens.stage import named, remove
 from neoxkit.errors import DataError, NeoxkitError
@@ -45,6 +46,11 @@ class Report:
     made: int
 
 
+def _known(tokenizer: Tokenizer) -> str:
+    """What work that goes on must find again of a tokenizer."""
+    return tokenizer.fingerprint + (" literal" if tokenizer.literal else "")
+
+
 def tokenize(request: Request) -> Report:
     """Write the token files of a request, all or none, and return what was written.
 
@@ -59,11 +65,11 @@ def tokenize(request: Request) -> Report:
     request.validate()
     _load_libraries(request)
     sources = find(request.inputs, request.selection, request.datasets)
-    given = None if request.tokenizer is None else Tokenizer(request.tokenizer)
+    given = None if request.tokenizer is None else open_tokenizer(request.tokenizer)
     if given is not None:
         _ends(given, request)
     with named(request.prefix):
-        identity = request.identity(sources, given.fingerprint if given else None)
+        identity = request.identity(sources, _known(given) if given else None)
         journal = Journal(request.prefix, identity, request.force)
         try:
             return _Work(request, sources, journal, given).run()
@@ -200,6 +206,7 @@ class _Work:
         results.open(tokenizer.vocab)
         recipe = Recipe(
             tokenizer=tokenizer.contents()[FILE],
+            literal=tokenizer.literal,
             parser=self._parser,
             eod=ends[1],
             bos=ends[0],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -50,34 +50,60 @@ class Tokenizer:
     """Text to ids and back, by the files of a Hugging Face tokenizer.
 
     `vocab` is one more than the greatest id; `bos`, `eos`, `pad` are ids or None; `fingerprint` is
-    "sha256:" and the hash of tokenizer.json.
+    "sha256:" and the hash of tokenizer.json. `literal` says that the name of a special token in a text
+    is text, as SentencePiece and tiktoken have it, and not that token.
 
     `path` is a tokenizer.json, or a folder with one; bos, eos and pad are what its
     tokenizer_config.json, or else special_tokens_map.json, names. A file without either is taken
-    to end documents with <|endoftext|>, if it has that token.
+    to end documents with <|endoftext|>, if it has that token. Other kinds: see `kinds.open_tokenizer`.
 
     Raises DataError when there is no such file, it is not a tokenizer, or a token that is named is unknown.
     """
 
     def __init__(self, path: str | Place) -> None:
         given = place(path)
-        self.path = given / FILE if given.is_dir() else given
-        if not self.path.is_file():
+        file = given / FILE if given.is_dir() else given
+        if not file.is_file():
             raise DataError(f"{given}: no tokenizer.json", "give a tokenizer.json, or a folder with one")
-        content = self.path.read_bytes()
-        self.fingerprint = fingerprint_of(content)
-        self._inner = _load(self.path, content)
+        self._open(file, {**tokenizer_contents(file.parent), FILE: file.read_bytes()}, literal=False)
+
+    @classmethod
+    def of(cls, path: Place, contents: Mapping[str, bytes], literal: bool = False) -> Tokenizer:
+        """The tokenizer of files that are in memory, by name; `path` is what they were made from."""
+        made = cls.__new__(cls)
+        made._open(path, contents, literal)
+        return made
+
+    def _open(self, path: Place, contents: Mapping[str, bytes], literal: bool) -> None:
+        self.path = path
+        self.literal = literal
+        self._contents = dict(contents)
+        self.fingerprint = fingerprint_of(contents[FILE])
+        self._inner = _load(self.path, contents[FILE])
         # Some files carry the truncation and padding of the run that saved them, which would cut text silently.
         self._inner.no_truncation()
         self._inner.no_padding()
+        self._inner.encode_special_tokens = literal
         ids = self._inner.get_vocab(with_added_tokens=True).values()
         if not ids:
             raise DataError(f"{self.path}: its vocabulary is empty", "give another tokenizer")
         self.vocab = max(ids) + 1
-        named = _special(self.path.parent)
+        named = _special(contents, self.path.parent)
         self.bos, self.eos, self.pad = (self._named(named.get(f"{kind}_token")) for kind in ("bos", "eos", "pad"))
         if self.eos is None:
             self.eos = self._inner.token_to_id(EOD)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its files: the library forgets `encode_special_tokens`."""
+        return Tokenizer.of, (self.path, self._contents, self.literal), {"eos": self.eos, "pad": self.pad}
+
+    def parsing(self) -> Tokenizer:
+        """The same, but the name of a special token in a text is that token: what chat templates are written for."""
+        if not self.literal:
+            return self
+        made = Tokenizer.of(self.path, self._contents)
+        made.eos, made.pad = self.eos, self.pad
+        return made
 
     def __repr__(self) -> str:
         return f"Tokenizer({str(self.path)!r}, vocab={self.vocab})"
@@ -151,7 +177,7 @@ class Tokenizer:
 
         It becomes tokenizer.json, whatever its file is called here.
         """
-        return {**tokenizer_contents(self.path.parent), FILE: self.path.read_bytes()}
+        return dict(self._contents)
 
     def _named(self, token: str | None) -> int | None:
         return None if token is None else self.id(token)
@@ -181,15 +207,15 @@ def _load(path: Place, content: bytes) -> tokenizers.Tokenizer:
         raise DataError(f"{wrong}: {error}", "give a tokenizer.json as Hugging Face writes it") from error
 
 
-def _special(folder: Place) -> dict[str, str]:
+def _special(contents: Mapping[str, bytes], folder: Place) -> dict[str, str]:
     """The special tokens that the files of a folder name: {"eos_token": "</s>", ...}."""
     found: dict[str, str] = {}
     for name in (SPECIAL, CONFIG):
-        path = folder / name
-        if not path.is_file():
+        if name not in contents:
             continue
+        path = folder / name
         try:
-            content: Any = json.loads(path.read_bytes())
+            content: Any = json.loads(contents[name])
             json.dumps(content, ensure_ascii=False).encode()  # half a character could not be looked up
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not JSON: {error}", "mend or remove it") from None
