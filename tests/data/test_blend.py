@@ -98,6 +98,17 @@ def test_every_row_of_a_source_comes_once_whatever_the_weights_become(algorithm:
     assert all(Blend(phases).locate(row) == blend.locate(row) for row in (99_999, 3, 70_001, 85_000))
 
 
+@pytest.mark.parametrize("algorithm", ["exact", "gpt-neox"])
+def test_hundreds_of_sources(algorithm: str) -> None:
+    """gpt-neox keeps the source of a row in 8 bits."""
+    weights = tuple(float(1 + k % 7) for k in range(700))
+    blend = Blend([Phase(0, weights, algorithm)])  # type: ignore[arg-type]
+    found = Counter(blend.locate(row)[0] for row in range(BLOCK))
+    shares = np.array(weights) / sum(weights) * BLOCK
+    assert len(found) == 700
+    assert max(abs(found[k] - shares[k]) for k in range(700)) < 3
+
+
 def test_blocks_of_the_greedy_blend_join() -> None:
     """Rows far on, asked for first, are those that come when all are asked for in turn."""
     blend, again = Blend([Phase(0, THREE, "gpt-neox")]), Blend([Phase(0, THREE, "gpt-neox")])
