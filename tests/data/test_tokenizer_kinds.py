@@ -209,6 +209,7 @@ def test_a_vocabulary_and_its_merges(bpe: tokenizers.Tokenizer, pair: Path) -> N
         ours = open_tokenizer(name)
         assert [ours.encode(text) for text in PROBES] == expected
         assert (ours.bos, ours.eos) == (0, 0)
+        assert open_tokenizer(ours.path).fingerprint == ours.fingerprint
     (pair / "vocab.json").rename(pair / "small-vocab.json")
     (pair / "merges.txt").rename(pair / "small-merges.txt")
     assert open_tokenizer(pair / "small-vocab.json").encode(LINES[0]) == bpe.encode(LINES[0]).ids

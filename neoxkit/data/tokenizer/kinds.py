@@ -136,7 +136,8 @@ def _pair(vocab: Place, merges: Place) -> Tokenizer:
     if EOD in ids:
         made.add_special_tokens([AddedToken(EOD, normalized=False, special=True)])
         special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOD)
-    return Tokenizer.of(vocab, files_of(made, special), literal=True)
+    both = Path(f"{vocab},{merges}") if isinstance(vocab, Path) else vocab  # by which it can be opened again
+    return Tokenizer.of(both, files_of(made, special), literal=True)
 
 
 def _merges_beside(vocab: Place) -> Place:
