@@ -15,7 +15,6 @@ from neoxkit.errors import DataError
 if TYPE_CHECKING:
     from neoxkit.data.rows.display import Stretch
     from neoxkit.data.tokenizer import Tokenizer
-    from neoxkit.data.tokenizer.kinds import open_tokenizer
 
 YAML = (".yaml", ".yml")
 
@@ -55,6 +54,7 @@ def command(what: Path, numbers: range, tokenizer: Path | None, tokens: int, as_
     configuration of a run: what is shown is what `neoxkit train` reads, in its order.
     """
     from neoxkit.data.rows.display import lines
+    from neoxkit.data.tokenizer.kinds import open_tokenizer
 
     if what.suffix in YAML:
         found, named = _samples(what, numbers)

@@ -33,8 +33,8 @@ def command(
     """Estimate what the run that FILES describe would need.
 
     Parameters, operations, the memory of a device by part, the largest micro-batch that fits, time
-    and cost. Nothing is read but FILES: no GPU, no data. What they leave out that a run must have
-    (data, a folder, steps) does not matter here, and is filled in.
+    and cost. Nothing is read but FILES, and, for a run of epochs, the index of its tokens. What they
+    leave out that a run must have (data, a folder, steps) does not matter here, and is filled in.
     """
     from neoxkit.config.load import load_tree, validate
     from neoxkit.log import note
@@ -43,7 +43,9 @@ def command(
     assumed = fill(tree.values, devices or 1)
     config = validate(tree)
     from neoxkit.train.estimate import estimate, machine_of
+    from neoxkit.train.length import lasting
 
+    config = lasting(config)
     found = estimate(config, machine_of(config, devices, device, memory, mfu, price))
     for line in (*tree.notes, *assumed):
         note(line)
@@ -67,7 +69,9 @@ def fill(values: dict[str, object], devices: int) -> list[str]:
     if "batch" not in values:
         values["batch"] = {"size": devices}
         assumed.append(f"batch is not given: a step of {devices} samples is assumed")
-    if "steps" not in values:
+    if isinstance(data := values["data"], dict) and not data["train"]:
+        values.pop("epochs", None)  # of what, is not said
+    if "steps" not in values and "epochs" not in values:
         values["steps"] = 1
         assumed.append("steps is not given: it is one step that is planned")
     return assumed

@@ -175,7 +175,7 @@ class DeepSpeedOptions(Node):
             return
         if pp > 1:
             yield "flops_profiler", " never ends in a pipeline", "leave it out"
-        if profiler.profile_step >= steps:
+        if profiler.profile_step >= steps > 0:
             cause = f" {profiler.profile_step} never comes in a run of {steps} steps"
             yield "flops_profiler.profile_step", cause, f"choose one below {steps}"
 

@@ -106,6 +106,8 @@ def dump(config: RunConfig) -> str:
     resolved = config.model_dump(mode="json")
     if config.mesh.dp is None and config.batch.micro and config.batch.accumulation:
         del resolved["batch"]["size"]  # it follows from the devices, and would fix their number
+    if config.epochs is not None:
+        del resolved["steps"]  # they follow from the data
     if config.precision == "auto" and "stage" not in config.zero.model_fields_set:
         del resolved["zero"]["stage"]  # it follows from the precision, and would be stated
     if config.schedule.warmup_steps is not None:

@@ -46,7 +46,12 @@ class RunConfig(Node):
     data: Data = Field(description="Tokens to learn from and to be judged by.")
     batch: Batch = Field(description="Samples of a step.")
     optimizer: Optimizer = Field(description="How weights learn; adamw unless kind says otherwise.")
-    steps: int = Field(gt=0, description="Optimiser steps of the whole run.")
+    steps: int = Field(ge=0, description="Optimiser steps of the whole run. As many as epochs take when left out.")
+    epochs: int | None = Field(
+        None,
+        gt=0,
+        description="How often the run learns from all of its data, in place of steps.",
+    )
     save: Save = Field(description="Where the run lives.")
     load: str | None = Field(
         None, description="A checkpoint whose weights the run begins with (fine-tuning); null: random weights."
@@ -78,6 +83,22 @@ class RunConfig(Node):
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
     profile: Profile | None = Field(None, description="Steps that are recorded in detail; null: none.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_steps_or_epochs(cls, given: object) -> object:
+        """No steps, that is 0, where epochs are given: how many there are is not known before the data is read."""
+        if not isinstance(given, dict) or given.get("epochs") is None:
+            return given
+        if given.get("steps"):
+            raise ValueError("steps and epochs are both given; leave epochs out, or set steps: null")
+        return {**given, "steps": 0}
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> RunConfig:
+        if not self.steps and self.epochs is None:
+            raise ValueError("steps is 0; give at least 1, or epochs")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -198,13 +219,14 @@ class RunConfig(Node):
                 f"schedule.min_lr {self.schedule.min_lr:g} is above optimizer.lr {self.optimizer.lr:g}",
                 "lower schedule.min_lr",
             )
-        yield from self._schedule_problems()
+        if self.steps:  # otherwise they follow from the data
+            yield from self._schedule_problems()
         yield from self._growth_problems()
         yield from self._mup_problems()
         yield from self._parallel_problems()
         watching = self.logging.problems(self.runs_on_deepspeed, self.precision, self.accumulation * self.dp)
         yield from (Problem(f"logging.{key}", cause, remedy) for key, cause, remedy in watching)
-        if self.profile and self.profile.last > self.steps:
+        if self.profile and self.profile.last > self.steps > 0:
             cause = f"profile.last {self.profile.last} is after the last step, {self.steps}"
             yield Problem("profile.last", cause, "lower profile.first and profile.last, or leave profile out")
         if self.data.valid is None and self.data.split is None:

@@ -17,6 +17,7 @@ from neoxkit.parallel.world import ALONE, World
 from neoxkit.spec import Axis, volume, whole
 from neoxkit.train.engine import DTYPES, Engine
 from neoxkit.train.feed import Feed, check_tokens
+from neoxkit.train.length import lasting
 from neoxkit.train.objectives.lm import NextToken
 from neoxkit.train.origin import Chosen, Origin, inherit
 from neoxkit.train.plain import PlainEngine
@@ -30,7 +31,7 @@ def decide(
     config: RunConfig, given: Mapping[str, Any], origin: Origin, device: torch.device, world: World = ALONE
 ) -> RunConfig:
     """The configuration with what is inherited or measured filled in: as it was when the run began, when it goes on."""
-    config = inherit(config, given, origin)
+    config = lasting(inherit(config, given, origin))
     if origin.past is None:
         precision = world.agree(lambda: choose_precision(config, device))
         config = config.computing_in(precision)

@@ -93,6 +93,8 @@ class Feed:
             file, stretch = files[here], stretches[here]
             if at >= old:
                 epochs = epochs_of(config.data.packing, file, *stretch, config.sequence, expected[at])
+                if config.epochs and config.data.packing == "packed" and len(fresh.sources) == 1:
+                    epochs = max(epochs, config.epochs)  # which are shuffled together, also where steps leave some over
                 known = sources[at] = replace(known, epochs=epochs)
             found.append(open_rows(config, config.data.train[here], file, stretch, known.epochs, self._turn))
             rows = found[-1]

@@ -135,7 +135,7 @@ OPTIONS: tuple[Option, ...] = (
     mapped("finetune", FLAG, False, "load", "begin anew with the weights of `load`"),
     mapped("batch_size", WHOLE, None, "batch.micro", "as train_micro_batch_size_per_gpu, which decides"),
     mapped("train_iters", WHOLE, None, "steps"),
-    refused("train_epochs", WHOLE, None, "a run is as long as its steps", "set train_iters"),
+    mapped("train_epochs", WHOLE, None, "epochs", "steps follow from the data"),
     mapped("eval_iters", WHOLE, 100, "evaluation.batches"),
     mapped("keep_last_n_checkpoints", WHOLE, None, "save.keep_last"),
     mapped("eval_interval", WHOLE, 1000, "evaluation.every"),

@@ -110,8 +110,12 @@ def _decay(draft: Draft, params: dict[str, Any]) -> None:
 
 def schedule(draft: Draft) -> None:
     """The steps, and the learning rate over them."""
-    steps = draft.get("train_iters")
-    if steps is None:
+    steps, epochs = draft.get("train_iters"), draft.get("train_epochs")
+    if epochs is not None:
+        if steps is not None:
+            raise draft.refuse("train_epochs", "train_iters is given too", "keep one of them")
+        draft.put("epochs", epochs, "train_epochs")
+    elif steps is None:
         draft.lack("steps", "train_iters is not given", "give it in one of the files, or --set steps=N")
     else:
         draft.put("steps", steps, "train_iters")

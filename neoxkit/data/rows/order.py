@@ -43,6 +43,18 @@ class Order:
         self._kept: dict[int, Pass] = {}
         self.first = self._pass(0)
 
+    def rows_of(self, passes: int) -> int:
+        """The rows of the first passes."""
+        if self._alike:
+            return passes * self.first.count
+        while len(self._begins) <= passes:
+            self._count()
+        return self._begins[passes]
+
+    def _count(self) -> None:
+        """Count one more pass."""
+        self._begins.append(self._begins[-1] + self._pass(len(self._begins) - 1).count)
+
     def spans(self, number: int) -> list[Span]:
         """What row `number` of all passes consists of."""
         if number < 0:
@@ -50,8 +62,8 @@ class Order:
         if self._alike:
             at, rest = divmod(number, self.first.count)
             return self._pass(at).spans(rest)
-        while number >= (end := self._begins[-1] + self._pass(len(self._begins) - 1).count):
-            self._begins.append(end)
+        while number >= self._begins[-1]:
+            self._count()
         at = last_not_above(self._begins, number)
         return self._pass(at).spans(number - self._begins[at])
 
