@@ -81,12 +81,7 @@ class Maker:
         folder = self.tokenizer.path.parent
         given = recipe.template
         self._template = ChatTemplate.of(folder) if given is None else ChatTemplate.read(given, folder)
-        if self._template is not None and self.tokenizer.literal:
-            raise DataError(
-                f"{self.tokenizer.path} takes the names of special tokens in a text for text, and a chat template "
-                "writes them so",
-                "give a folder with a tokenizer.json",
-            )
+        self._parsing = self.tokenizer.parsing()  # a template writes special tokens as text
         self._writing = Writing(self._template, self.tokenizer.special) if self._template else None
         self.eod = self.tokenizer.eod(recipe.eod)
 
@@ -144,7 +139,8 @@ class Maker:
         encoded: dict[int, tuple[list[int], Spans]] = {}
         for passage in (False, True):
             which = [at for at, text in enumerate(texts) if text.passage is passage]
-            found = self.tokenizer.encode_spans([texts[at].text for at in which], special=passage)
+            tokenizer = self.tokenizer if passage else self._parsing
+            found = tokenizer.encode_spans([texts[at].text for at in which], special=passage)
             encoded.update(zip(which, found, strict=True))
         return [self._example(text, *encoded[at]) for at, text in enumerate(texts)]
 
