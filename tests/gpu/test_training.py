@@ -48,6 +48,25 @@ def test_a_gpu_learns_what_a_cpu_does(precision: str, tmp_path: Path) -> None:
     assert found[-1] < found[0]
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt_neox"])
+@pytest.mark.parametrize(("precision", "compile_"), [("fp32", False), ("bf16", False), ("bf16", True)])
+def test_documents_in_a_row_learn_what_they_do_alone(
+    family: str, precision: str, compile_: bool, tmp_path: Path
+) -> None:
+    """By whichever kernel a GPU takes for it: flash attention by the ends of documents, flex, or a mask."""
+    options: dict[str, Any] = {"precision": precision, "device": "cuda", "kernels": {"compile": compile_}}
+    run = runs.config(family, tmp_path, **options).on(1)
+    packed, alone = (build_engine(run, torch.device("cuda"), form_groups(run.model, run.placed, "cuda")) for _ in "ab")
+    for engine in (packed, alone):
+        engine.initialise()
+    for step in range(3):
+        rows = runs.packed(3, step)
+        ours, theirs = packed.step([rows], 1e-2), alone.step(runs.alone(rows), 1e-2)
+        assert ours.tokens == theirs.tokens
+        assert ours.loss == pytest.approx(theirs.loss, abs=CLOSE[precision])
+        assert ours.norm == pytest.approx(theirs.norm, rel=1e-3 if precision == "fp32" else 5e-2)
+
+
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
