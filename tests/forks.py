@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import signal
@@ -42,6 +43,7 @@ class Fork:
 def _live(command: str, prepare: Callable[[], object], out: int, err: int) -> NoReturn:
     """All that the fork does: it must not go on as a second pytest."""
     code: object = 1
+    gc.freeze()  # what tests before left behind may wait, as it goes, for threads that are not in a fork
     try:
         os.dup2(out, 1)
         os.dup2(err, 2)

@@ -133,6 +133,7 @@ def _await(child: int, shared: mmap.mmap) -> int | None:
 
 def _in_child(target: Target, cases: int, seed: int, room: int, here: Path, report: Path, shared: mmap.mmap) -> None:
     """Run the cases, write the tally, and end without a word."""
+    gc.freeze()  # what tests before left behind may wait, as it goes, for threads that are not in a fork
     try:
         tally = _run(target, cases, seed, room, here / "case" / "c", shared)
         report.write_text(json.dumps({"read": tally.read, "refused": tally.refused, "findings": tally.findings}))

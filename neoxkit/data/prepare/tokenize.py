@@ -128,6 +128,10 @@ class _Work:
         except DataError:
             journal.remove()
             raise
+        except OSError:  # a full disk, say, which is not filled further by what nobody would miss
+            if not results.rows:
+                journal.remove()
+            raise
         journal.finish(results.moves(), request.force, results.state())
         return self._report(tokenizer, (times[1] - times[0], times[2] - times[1]), before)
 
