@@ -15,6 +15,6 @@ def command() -> None:
     """Turn text into tokens to train on, and show what token files hold."""
 
 
-for each in (get, train_tokenizer, tokenize, data_chat.chat, data_chat.pairs, *data_files.COMMANDS):
+GIVEN = (get, train_tokenizer, tokenize, data_chat.chat, data_chat.pairs, *data_files.COMMANDS, data_show.show)
+for each in GIVEN:
     command.add_command(each)
-command.add_command(data_show.command, "show")

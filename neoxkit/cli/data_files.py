@@ -36,8 +36,14 @@ def info(prefixes: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(value) or "none"
+    if isinstance(value, dict):
+        value = [f"{name}: {_shown(each)}" for name, each in value.items()]
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(str, value)) or "none"
+    if value in (None, ""):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, (int, float)) else str(value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ class Numbers(click.ParamType[range]):
 @click.option("--tokens", type=click.IntRange(min=1), default=400, show_default=True, metavar="N",
               help="Show the first N tokens of each.")  # fmt: skip
 @options.json()
-def command(what: Path, numbers: range, tokenizer: Path | None, tokens: int, as_json: bool) -> None:
+def show(what: Path, numbers: range, tokenizer: Path | None, tokens: int, as_json: bool) -> None:
     """Show documents of token files, or samples as a run reads them, as text.
 
     + is before what is learned; other text is read only. A rule is between the documents of a sample. RUN.yaml is the
@@ -55,20 +56,25 @@ def command(what: Path, numbers: range, tokenizer: Path | None, tokens: int, as_
     """
     from neoxkit.data.rows.display import lines
     from neoxkit.data.tokenizer.kinds import open_tokenizer
+    from neoxkit.data.tokens.sidecar import check_prefixes
 
     if what.suffix in YAML:
-        found, named = _samples(what, numbers)
+        found, named, prefixes = _samples(what, numbers)
         tokenizer = tokenizer or (Path(named) if named else None)
     else:
-        found = _documents(what, numbers)
+        found, prefixes = _documents(what, numbers), [str(what)]
     known = None if tokenizer is None else open_tokenizer(tokenizer)
+    if known is not None:
+        check_prefixes(prefixes, known.path, known.fingerprint)
     for title, stretches in found:
         kept = list(_first(stretches, tokens))
         if as_json:
             click.echo(json.dumps({"title": title, "stretches": [_told(each, known) for each in kept]}))
             continue
         left = sum(len(each.ids) for each in stretches) - sum(len(each.ids) for each in kept)
-        click.echo(f"{title}\n" + "\n".join(lines(kept, None if known is None else known.decode)))
+        # With the special tokens: whether what ends a document, or a turn, is learned is what one looks for.
+        decode = None if known is None else partial(known.decode, special=True)
+        click.echo(f"{title}\n" + "\n".join(lines(kept, decode)))
         if left:
             click.echo(f"  ... and {left:,} tokens")
         click.echo()
@@ -89,12 +95,14 @@ def _documents(prefix: Path, numbers: range) -> Iterator[tuple[str, list[Stretch
         yield f"document {number} of {prefix}: {len(ids):,} tokens", stretches(ids, learned, [0] * len(ids))
 
 
-def _samples(path: Path, numbers: range) -> tuple[Iterator[tuple[str, list[Stretch]]], str | None]:
+def _samples(path: Path, numbers: range) -> tuple[Iterator[tuple[str, list[Stretch]]], str | None, list[str]]:
+    """The samples, the tokenizer of the run, and the prefixes that it reads."""
     from neoxkit.config.load import load_run
     from neoxkit.data.rows.display import stretches
     from neoxkit.train.feed import Feed
+    from neoxkit.train.length import lasting
 
-    config = load_run([path])
+    config = lasting(load_run([path]))
     feed = Feed(config, tokenizer=None if config.data.tokenizer is None else Path(config.data.tokenizer))
 
     def found() -> Iterator[tuple[str, list[Stretch]]]:
@@ -106,7 +114,7 @@ def _samples(path: Path, numbers: range) -> tuple[Iterator[tuple[str, list[Stret
             title = f"sample {number}, of {prefix}: {sum(learned):,} of {count:,} tokens learned"
             yield title, stretches(row.ids.tolist(), learned, rows.documents(index).tolist())
 
-    return found(), config.data.tokenizer
+    return found(), config.data.tokenizer, [source.tokens for source in config.data.train]
 
 
 def _first(found: list[Stretch], tokens: int) -> Iterator[Stretch]:
@@ -118,5 +126,5 @@ def _first(found: list[Stretch], tokens: int) -> Iterator[Stretch]:
 
 
 def _told(stretch: Stretch, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    text = {} if tokenizer is None else {"text": tokenizer.decode(stretch.ids)}
+    text = {} if tokenizer is None else {"text": tokenizer.decode(stretch.ids, special=True)}
     return {"document": stretch.document, "learned": stretch.learned, "ids": list(stretch.ids), **text}

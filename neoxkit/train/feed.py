@@ -19,7 +19,7 @@ from neoxkit.data.rows.row import Row
 from neoxkit.data.rows.rows import Rows
 from neoxkit.data.rows.sampler import Sampler
 from neoxkit.data.tokens.indexed import IndexedFile
-from neoxkit.data.tokens.sidecar import read_sidecar
+from neoxkit.data.tokens.sidecar import check_prefixes, read_sidecar
 from neoxkit.errors import DataError
 from neoxkit.log import note
 from neoxkit.train.identity import Began, Identity, Known
@@ -68,7 +68,10 @@ class Feed:
             fresh, files, [part[0] for part in parts], needed, len(began.identity.sources) if began else 0
         )
         if config.data.split:
-            self.held_out = self._held_out(config.data.train, files, [part[1] for part in parts])
+            some = _with_some(config.data.split, [part[1] for part in parts])
+            self.held_out = self._held_out(
+                [config.data.train[k] for k in some], [files[k] for k in some], [parts[k][1] for k in some]
+            )
         else:
             files = [IndexedFile(source.tokens) for source in config.data.valid or ()]
             self.held_out = self._held_out(config.data.valid or (), files, [(0, len(file)) for file in files])
@@ -83,13 +86,16 @@ class Feed:
     ) -> list[Rows | None]:
         """The rows of each source of the identity, of which the first `old` have the epochs they had."""
         config, found = self.config, list[Rows | None]()
+        used: set[int] = set()  # the same tokens may be given twice
         expected = self._expected(needed)
         sources = list(self.identity.sources)
         for at, known in enumerate(sources):
-            here = next((n for n, mine in enumerate(fresh.sources) if mine.prefix == known.prefix), None)
+            mine = (n for n, each in enumerate(fresh.sources) if each.prefix == known.prefix and n not in used)
+            here = next(mine, None)
             if here is None or not self.identity.phases[-1].weights[at]:
                 found.append(None)
                 continue
+            used.add(here)
             file, stretch = files[here], stretches[here]
             if at >= old:
                 epochs = epochs_of(config.data.packing, file, *stretch, config.sequence, expected[at])
@@ -167,10 +173,30 @@ class Feed:
                 yield replace(batch, mask=counts.contiguous() if batch.mask is None else batch.mask & counts)
 
     def bits_per_byte(self, nats: float) -> float | None:
-        """Bits per byte of held-out text, from nats per token; None where the text's bytes are not known."""
-        valid = self.config.data.valid or ()
+        """Bits per byte of held-out text, from nats per token.
+
+        None where the text's bytes are not known, or where not every token of it is judged.
+        """
+        data = self.config.data
+        valid = data.valid or ()
+        if data.mask_after_end or data.fill_in_middle or (self.held_out and self.held_out.labelled):
+            return None
         known = read_sidecar(valid[0].tokens) if len(valid) == 1 else None
         return nats / math.log(2) * known.tokens / known.bytes if known and known.bytes else None
+
+
+def _with_some(weights: str, stretches: Sequence[tuple[int, int]]) -> list[int]:
+    """The sources of which something is held out: of short ones nothing may be. Raises DataError for none of any.
+
+    As with gpt-neox, "1,0,0" holds nothing out.
+    """
+    found = [number for number, (first, stop) in enumerate(stretches) if first < stop]
+    first, stop = split(weights, 1 << 40)[1]
+    if not found and first < stop:
+        raise DataError(
+            f'data.split "{weights}" holds out none of so few documents', "raise its second share, or make it 0"
+        )
+    return found
 
 
 def _weights(config: RunConfig, known: Sequence[Known]) -> list[float]:
@@ -186,15 +212,8 @@ def check_tokens(config: RunConfig, where: str | Place | None, fingerprint: str 
     The tokenizer is told by its fingerprint and where it is; None, None when there is none. The
     training tokens are compared with the held-out ones too. Of tokens without a sidecar nothing is known.
     """
-    for source in (*config.data.train, *(config.data.valid or ())):
-        prefix = source.tokens
-        if (sidecar := read_sidecar(prefix)) is None:
-            continue
-        sidecar.check(config.model.vocab, prefix)
-        if fingerprint is None:
-            where, fingerprint = prefix, sidecar.tokenizer
-        if sidecar.tokenizer != fingerprint:
-            raise DataError(
-                f"{prefix} was made with tokenizer {sidecar.tokenizer}, not {fingerprint}, that of {where}",
-                "name the tokenizer that made it, or tokenize the text again",
-            )
+    prefixes = [source.tokens for source in (*config.data.train, *(config.data.valid or ()))]
+    for prefix in prefixes:
+        if sidecar := read_sidecar(prefix):
+            sidecar.check(config.model.vocab, prefix)
+    check_prefixes(prefixes, where, fingerprint)

@@ -147,11 +147,20 @@ class Identity:
         return None
 
     def _places(self, before: Identity) -> list[int | None]:
-        """Where each source stood before; None for a new one."""
-        places: list[int | None] = []
-        for known in self.sources:
-            free = (at for at in range(len(before.sources)) if at not in places)
-            places.append(next((at for at in free if not any(before.sources[at].differences(known))), None))
+        """Where each source stood before; None for a new one.
+
+        A file that is where it was is the one that it was, for without a sidecar others may look alike.
+        """
+        places: list[int | None] = [None] * len(self.sources)
+        for moved in (False, True):
+            for number, known in enumerate(self.sources):
+                free = (
+                    at
+                    for at, each in enumerate(before.sources)
+                    if at not in places and (moved or each.prefix == known.prefix) and not any(each.differences(known))
+                )
+                if places[number] is None:
+                    places[number] = next(free, None)
         return places
 
 

@@ -66,6 +66,11 @@ class HeldOut:
         self.count: int = self._ends[-1] if limit is None else min(limit, self._ends[-1])
         self._blend = None if self.count == self._ends[-1] else Blend((Phase(0, tuple(weights)),))
 
+    @property
+    def labelled(self) -> bool:
+        """Whether labels say what is judged of a source."""
+        return any(each.labels for each in self._rows)
+
     def row(self, number: int) -> Row:
         """Sample `number`, below `count`."""
         if self._blend is not None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 import yaml
@@ -14,9 +15,13 @@ from tiny_runs import tree
 from tokenizers import decoders, models, pre_tokenizers
 
 from neoxkit.cli import main
+from neoxkit.config.load import load_run
+from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.data.tokens.columns import write_column
 from neoxkit.data.tokens.indexed import IndexedWriter
 from neoxkit.data.tokens.sidecar import Sidecar, path_of, write_sidecar
+from neoxkit.train.feed import Feed
+from neoxkit.train.length import lasting
 
 WORDS = ["<|endoftext|>", "one", "two", "three", "line\n", "\x1b[31mred"]
 
@@ -35,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
             labels.add([-100 if token == 3 else token for token in document])
         writer.commit()
         labels.commit()
-    sidecar = Sidecar("sha256:0", 6, 0, 3, 10, 0, columns=("labels",))
+    sidecar = Sidecar(Tokenizer(tmp_path / "tokenizer.json").fingerprint, 6, 0, 3, 10, 0, columns=("labels",))
     write_sidecar(path_of(tmp_path / "p"), sidecar)
     return tmp_path
 
@@ -77,13 +82,32 @@ def test_samples_of_a_run(folder: Path) -> None:
         learned = [stretch["learned"] for stretch in line["stretches"] for _ in stretch["ids"]]
         documents = [stretch["document"] for stretch in line["stretches"] for _ in stretch["ids"]]
         assert len(ids) == 11
-        assert sorted(set(documents)) == list(range(documents[-1] + 1))
+        assert sorted(set(documents)) == [-1, 0, 1, 2]
+        assert documents[-1] == -1
         for at, (token, known) in enumerate(zip(ids, learned, strict=True)):
             first = at == 0 or documents[at] != documents[at - 1]
-            assert known == (not first and token != 3 and documents[at] < 3)
+            assert known == (not first and token != 3 and documents[at] >= 0)
     text = show(path, "--number", "0", "--tokenizer", folder / "tokenizer.json").stdout
     assert text.count("-" * 40) == 3
     assert "of 10 tokens learned" in text
+    assert "  (1 token of padding)\n" in text
+    assert text.count("<|endoftext|>") == 3
+
+
+def test_samples_of_a_run_of_epochs(folder: Path) -> None:
+    """They are shuffled together, as training has them."""
+    generator = np.random.default_rng(0)
+    for name in ("q", "r"):
+        with IndexedWriter(folder / name, 6) as writer:
+            for _ in range(9):
+                writer.add(generator.integers(0, 6, size=generator.integers(2, 20)))
+            writer.commit()
+    path = run_file(folder, train=[str(folder / "q"), str(folder / "r")])
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "steps": None, "epochs": 3}))
+    feed = Feed(lasting(load_run([path])))
+    lines = show(path, "--json", "--number", "0-7").stdout.splitlines()
+    shown = [[token for stretch in json.loads(line)["stretches"] for token in stretch["ids"]] for line in lines]
+    assert shown == [feed.row(number).ids.tolist() for number in range(8)]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +118,7 @@ def test_samples_of_a_run(folder: Path) -> None:
         (("q",), "no such index"),
         (("none.yaml",), "none.yaml"),
         (("p", "--tokenizer", "nothing-here"), "nothing-here"),
+        (("p", "--tokenizer", "bytes"), "p was made with tokenizer sha256:"),
     ],
 )
 def test_what_is_not_there_is_told(

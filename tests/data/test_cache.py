@@ -47,15 +47,17 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     assert Cache(tmp_path / "file").arrays(KEY, Maker())["a"].tolist() == list(range(10))
 
 
-@pytest.mark.parametrize("damage", ["no key", "another key", "truncated"])
+@pytest.mark.parametrize("damage", ["no key", "another key", "truncated", "one array gone"])
 def test_what_is_damaged_is_made_anew(tmp_path: Path, damage: str) -> None:
     make, cache = Maker(), Cache(tmp_path)
     cache.arrays(KEY, make)
     place = next(path for path in tmp_path.iterdir() if path.is_dir())
     if damage == "no key":
-        (place / "key.json").unlink()
+        (place / "key.txt").unlink()
     elif damage == "another key":
-        (place / "key.json").write_text("{}")
+        (place / "key.txt").write_text("{}\na b")
+    elif damage == "one array gone":
+        (place / "b.npy").unlink()
     else:
         (place / "a.npy").write_bytes((place / "a.npy").read_bytes()[:40])
     assert cache.arrays(KEY, make)["a"].tolist() == list(range(10))
@@ -78,23 +80,25 @@ def test_many_at_once_make_it_once(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
 
 
-def test_without_locks_the_last_one_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nodes that know nothing of each other: both make the same, and the second finds the first's in its place."""
+def test_without_locks_the_first_one_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes that know nothing of each other: both make the same, and what the first has mapped stays."""
     import fcntl
 
     def refuse(*_: object) -> None:
         raise OSError("no locks here")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    make = Maker()
+    make, there = Maker(), list[int]()
 
     def slow() -> dict[str, Any]:
         Cache(tmp_path).arrays(KEY, make)  # the other node, while this one makes its own
+        there.extend(path.stat().st_ino for path in tmp_path.glob("*/a.npy"))
         return make()
 
     assert Cache(tmp_path).arrays(KEY, slow)["a"].tolist() == list(range(10))
     assert make.times == 2
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+    assert [path.stat().st_ino for path in tmp_path.glob("*/a.npy")] == there
 
 
 def file_of(folder: Path, lengths: list[int]) -> IndexedFile:
@@ -114,7 +118,7 @@ def test_an_order_from_disk_is_the_order(tmp_path: Path, kind: Any) -> None:
     for _ in range(2):
         order = arranged.order(file, Cache(tmp_path / "index"))
         assert [order.spans(k) for k in range(len(wanted))] == wanted
-    assert len(list((tmp_path / "index").glob("*/key.json"))) >= 2
+    assert len(list((tmp_path / "index").glob("*/key.txt"))) >= 2
 
 
 def test_an_index_is_not_taken_for_that_of_other_data(tmp_path: Path) -> None:

@@ -294,6 +294,7 @@ def test_refusals(words: Path, tmp_path: Path) -> None:
     assert "has no chat template; give one with --chat-template" in refused(file, "-o", prefix, "--tokenizer", bare)
     (tmp_path / "t").write_text("{% for %}")
     assert "is not a template" in refused(file, "-o", prefix, "--tokenizer", words, "--chat-template", tmp_path / "t")
+    assert "nothing to read" in refused("-o", prefix, "--tokenizer", words)
     assert "no such file" in refused(tmp_path / "none", "-o", prefix, "--tokenizer", words)
     assert "is no prefix" in refused(file, "-o", tmp_path, "--tokenizer", words)
     assert not list(tmp_path.glob("*p*.partial"))

@@ -181,9 +181,10 @@ def test_no_network_is_one_line(enwik8: Corpus, monkeypatch: pytest.MonkeyPatch,
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as http:
         free = http.server_port
     monkeypatch.setattr(corpora, "CORPORA", (replace(enwik8, archive=f"http://127.0.0.1:{free}/enwik8.zip"),))
-    done = run(f"data get enwik8 -o {tmp_path}")
+    done = run(f"data get enwik8 -o {tmp_path / 'new'}")
     assert (done.exit_code, done.stdout) == (2, "")
     assert re.search(r"error: http://\S+ cannot be reached: .*; try again with a network", done.stderr)
+    assert not (tmp_path / "new").exists()
 
 
 @contextmanager

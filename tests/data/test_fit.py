@@ -139,5 +139,12 @@ def test_what_documents_grow_by_is_left_free() -> None:
 
 def test_nothing_to_predict_is_refused(tmp_path: Path) -> None:
     for kind, lengths in (("single", [1, 1, 0]), ("whole", [0, 0]), ("best_fit", [])):
-        with pytest.raises(DataError, match=r"p\.bin: \d documents hold nothing to predict"):
+        with pytest.raises(DataError, match=r"p\.bin: nothing to predict in \d documents"):
             spans_of(file_of(tmp_path, lengths), kind, 5)  # type: ignore[arg-type]
+
+
+def test_rows_too_short_to_be_turned_are_refused(tmp_path: Path) -> None:
+    file = file_of(tmp_path, [9, 9])
+    with pytest.raises(DataError, match=r"p\.bin: rows of 3 tokens have no room for the 3 that fill_in_middle puts"):
+        Arrangement(kind="whole", context=3, seed=0, first=0, last=2, turned=True).order(file)
+    assert Arrangement(kind="whole", context=4, seed=0, first=0, last=2, turned=True).order(file).first.count

@@ -191,6 +191,9 @@ def test_web_servers(server: str, tokenizer: Path, wanted: dict[str, bytes], tmp
     assert "/none.jsonl: no such file" in refused(
         f"{server}/none.jsonl", "-o", tmp_path / "q", "--tokenizer", tokenizer
     )
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as silent:
+        gone = f"http://127.0.0.1:{silent.server_port}/a.jsonl"
+    assert f"{gone} cannot be reached: " in refused(gone, "-o", tmp_path / "q", "--tokenizer", tokenizer)
 
 
 def test_text_files_of_a_store_are_listed_by_url(tokenizer: Path, tmp_path: Path) -> None:

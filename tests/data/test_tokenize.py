@@ -329,6 +329,7 @@ def test_what_was_made_as_json(tokenizer: Path, tmp_path: Path) -> None:
         (("text", "-o", "p", "--train-tokenizer", "300", "--holdout", "0.999999"), "no text to train a tokenizer on"),
         (("text", "-o", "p", "--tokenizer", "TOK", "--holdout", "0.999999"), "every group is held out"),
         (("void.txt", "-o", "p", "--tokenizer", "TOK"), "no document can be used (skipped: 1); empty: void.txt"),
+        (("rows.jsonl", "-o", "p", "--tokenizer", "TOK", "--key", "x"), "; name with --key where a row has its text"),
         (("text", "-o", "p", "--tokenizer", "TOK", "--eod", "<x>"), 'no token "<x>"'),
         (("text", "-o", "old", "--tokenizer", "TOK"), "old.bin exists; give --force"),
         (("-o", "p", "--tokenizer", "TOK"), "nothing to tokenize; name files, folders or URLs, or a --dataset"),
@@ -345,6 +346,7 @@ def test_bad_requests_are_refused(
     Path("text").mkdir()
     Path("text/a.txt").write_text("some text")
     Path("void.txt").write_text("")
+    Path("rows.jsonl").write_text('{"text": "a"}')
     Path("old.bin").write_text("")
     before = sorted(tmp_path.rglob("*"))
     cause = refused(*(str(tokenizer) if part == "TOK" else part for part in arguments))

@@ -188,6 +188,20 @@ def test_a_split_is_merged_to_what_it_was(tmp_path: Path) -> None:
         assert (tmp_path / f"r.{end}").read_bytes() == (tmp_path / f"p.{end}").read_bytes()
 
 
+def test_what_is_learned_is_counted(tmp_path: Path) -> None:
+    write(tmp_path / "p", [[[1, 3]], [[2, 4]], [[5, 7, 9]]], columns=True, learned=5)
+    fine("split", tmp_path / "p", "-o", tmp_path / "q", "--weights", "2,1", "--names", "x,y")
+    wanted = {"x": 2, "y": 3}
+    for name, learned in wanted.items():
+        sidecar = read_sidecar(tmp_path / f"q-{name}")
+        assert sidecar is not None
+        assert sidecar.learned == learned
+    fine("merge", tmp_path / "q-x", tmp_path / "q-y", tmp_path / "q-x", "-o", tmp_path / "r")
+    merged = read_sidecar(tmp_path / "r")
+    assert merged is not None
+    assert merged.learned == 7
+
+
 def test_a_seed_deals_alike(tmp_path: Path) -> None:
     write(tmp_path / "p", [[[k]] for k in range(60)])
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -228,7 +242,11 @@ def test_info_of_documents_of_several_sequences(tmp_path: Path) -> None:
     assert found["size"] == sum(path.stat().st_size for path in files)
     both = fine("info", tmp_path / "p", tmp_path / "p-labels", "--json").splitlines()
     assert [json.loads(line)["dtype"] for line in both] == ["uint16", "int32"]
-    assert "columns       labels, scores\n" in fine("info", tmp_path / "p")
+    people = fine("info", tmp_path / "p")
+    assert "columns       labels, scores\n" in people
+    assert "skipped       none\n" in people
+    assert "learned       none\n" in people
+    assert "template      none\n" in people
 
 
 def test_percentiles_are_of_documents_that_are_there(tmp_path: Path) -> None:

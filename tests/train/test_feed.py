@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from tokenizers import models
 
 from neoxkit.config.run import RunConfig
 from neoxkit.data.rows.blend import Phase
+from neoxkit.data.tokens.columns import write_column
 from neoxkit.data.tokens.indexed import IndexedFile, IndexedWriter
+from neoxkit.data.tokens.sidecar import Sidecar, path_of, write_sidecar
 from neoxkit.errors import ConfigError, DataError
 from neoxkit.train.feed import Feed
 from neoxkit.train.identity import Began, Identity
@@ -141,6 +143,57 @@ def test_other_data_is_refused(folder: Path) -> None:
         Feed(config(folder, "seed=5", data=sources(folder, a=1)), began)
 
 
+def test_sources_that_look_alike_are_told_apart_by_where_they_are(folder: Path) -> None:
+    """Without a sidecar nothing but the lengths of documents is known of a file."""
+    for at, name in enumerate("abc"):
+        with IndexedWriter(folder / name, vocab=VOCAB, force=True) as writer:
+            for document in range(16):
+                writer.add(np.full(13, 20 * at + document))
+            writer.commit()
+    given = sources(folder, a=1, b=1)
+    whole = Feed(config(folder, "data.packing=single", data=given))
+    rows = drawn(whole, 6, 24)
+    turned = Feed(config(folder, "data.packing=single", data=given[::-1]), after(whole, 6))
+    assert drawn(turned, 6, 24) == rows
+    left = Feed(config(folder, "data.packing=single", data=given[1:]), after(whole, 6))
+    assert drawn(left, 6, 9) == [row for row in rows if of(row) == "b"][:3]
+
+
+def test_the_same_tokens_may_be_given_twice(folder: Path) -> None:
+    with IndexedWriter(folder / "none", dtype=np.int32) as labels:
+        for sequence in IndexedFile(folder / "a").sizes.tolist():
+            labels.add([-100] * sequence)
+        labels.commit()
+    given = [{"tokens": str(folder / "a")}, {"tokens": str(folder / "a"), "labels": str(folder / "none")}]
+    feed = Feed(config(folder, data=given))
+    learned = [True if (counts := feed.row(number).counts) is None else bool(counts.any()) for number in range(4)]
+    assert sorted(learned) == [False, False, True, True]
+
+
+def test_a_split_may_hold_nothing_out(folder: Path) -> None:
+    def divided(weights: str, **given: int) -> Feed:
+        made = config(folder, data=sources(folder, **given))
+        return Feed(made.model_copy(update={"data": made.data.model_copy(update={"valid": None, "split": weights})}))
+
+    assert divided("1,0,0", a=1).held_out is None
+    assert divided("9,1", a=1, b=1).held_out is not None
+    with pytest.raises(DataError, match=r'data.split "1000,1" holds out none of so few documents'):
+        divided("1000,1", a=1)
+
+
+def test_bits_per_byte_are_of_text_that_is_judged_whole(folder: Path) -> None:
+    about = Sidecar("sha256:1", VOCAB, 0, 6, IndexedFile(folder / "held-out").tokens, 500)
+    write_sidecar(path_of(folder / "held-out"), about)
+    assert Feed(config(folder, data="a")).bits_per_byte(1.0) is not None
+    with write_column(folder / "held-out", "labels") as labels:
+        file = IndexedFile(folder / "held-out")
+        for number in range(len(file)):
+            labels.add(file[number])
+        labels.commit()
+    write_sidecar(path_of(folder / "held-out"), replace(about, columns=("labels",)))
+    assert Feed(config(folder, data="a")).bits_per_byte(1.0) is None
+
+
 def test_moved_data_is_the_same_data(folder: Path) -> None:
     whole = Feed(config(folder, data=sources(folder, a=1, b=1)))
     rows, began = drawn(whole, 8, 24), after(whole, 8)
@@ -205,6 +258,10 @@ def test_weights_by_documents(folder: Path) -> None:
     feed = Feed(config(folder, "data.weigh_by_documents=1.0", data=sources(folder, a=1, b=1, c=1)))
     shares = np.array([40, 25, 30]) / 95
     assert feed.identity.phases[0].weights == pytest.approx(shares * (1 - shares) / (shares * (1 - shares)).sum())
+    with IndexedWriter(folder / "void", vocab=VOCAB) as writer:
+        writer.commit()
+    with pytest.raises(DataError, match=r"data\.weigh_by_documents: one source has all documents"):
+        Feed(config(folder, "data.weigh_by_documents=1.0", data=sources(folder, a=1, void=1)))
 
 
 def test_documents_turned_to_fill_gaps_need_a_tokenizer_that_knows_how(folder: Path) -> None:

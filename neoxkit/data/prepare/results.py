@@ -110,8 +110,16 @@ class Results:
         return DataError(
             f"{self._request.prefix}: {what[part.name]} (skipped: {sum(self.skipped.values())})"
             + "".join(f"; {kind}: {where}" for kind, where in list(self._first.items())[:3]),
-            "give text that is UTF-8 and not empty" if part.name == "all" else "give another --holdout, or more groups",
+            self._remedy() if part.name == "all" else "give another --holdout, or more groups",
         )
+
+    def _remedy(self) -> str:
+        """What to do where no document can be used."""
+        if any(kind.startswith("no key") for kind in self.skipped):
+            return "name with --key where a row has its text"
+        if "too long" in self.skipped:
+            return "raise --max-document"
+        return "give text that is UTF-8 and not empty"
 
     def _sidecar(self, part: Part, tokenizer: Tokenizer, eod: int) -> Sidecar:
         request = self._request

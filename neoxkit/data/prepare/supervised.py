@@ -58,6 +58,8 @@ def sources(request: Request) -> list[Source]:
     """The files to read. Raises DataError when there are none, or the prefix is none."""
     if request.prefix.name in ("", "..") or request.prefix.suffix in (".bin", ".idx") or request.prefix.is_dir():
         raise DataError(f'"{request.prefix}" is no prefix of file names', "give one such as data/chats")
+    if not request.inputs and not request.datasets:
+        raise DataError("nothing to read", "name files, folders or URLs, or a --dataset")
     return find(request.inputs, SELECTION, request.datasets)
 
 

@@ -16,6 +16,7 @@ from neoxkit.data.rows.order import Order, Pass, seed_of
 from neoxkit.data.rows.pack import Packed, Packing, epochs_for, pack
 from neoxkit.data.tokens.indexed import IndexedFile
 from neoxkit.errors import DataError
+from neoxkit.log import counted
 
 Kind = Literal["packed", "whole", "single", "best_fit"]
 
@@ -73,13 +74,18 @@ class Arrangement:
     def _fitted(self, sizes: fit.Integers, cache: Cache, key: dict[str, Any], number: int) -> Pass:
         extra = EXTRA if self.turned else 0
         capacity = self.context + 1
+        if capacity - extra < 2:
+            raise DataError(
+                f"rows of {self.context} tokens have no room for the {extra} that fill_in_middle puts into a document",
+                "raise data.sequence",
+            )
 
         def make() -> Arrays:
             # A document of one token has nothing to foretell, where it does not foretell that of the next.
             shortest = 2 if self.kind == "single" or self.within_documents else 1
             pieces = fit.pieces_of(sizes, self.first, capacity - extra, shortest)
             if not len(pieces.size):
-                raise DataError(f"{len(sizes)} documents hold nothing to predict", "give more text")
+                raise DataError(f"nothing to predict in {counted(len(sizes), 'document')}", "give more text")
             grouped = FITS[self.kind](pieces, capacity, extra, np.random.RandomState(seed_of(self.seed, number)))
             return {
                 "sequence": pieces.sequence,

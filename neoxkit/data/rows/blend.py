@@ -189,4 +189,6 @@ def weights_by_documents(documents: Sequence[int], alpha: float) -> list[float]:
     shares = np.asarray(documents, np.float64) / sum(documents)
     scaled = shares**alpha
     found = scaled / scaled.sum() * (1 - shares)
+    if not found.sum() > 0:
+        raise DataError("data.weigh_by_documents: one source has all documents", "leave the empty ones out")
     return [float(each) for each in found / found.sum()]

@@ -24,7 +24,8 @@ from neoxkit.checkpoint.folder import flush as flush_names
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-KEY = "key.json"
+KEY = "key.txt"
+"""The file of a folder that has the key, and in a second line the names of the arrays."""
 
 LARGE = 1 << 20
 """From so many documents on an index is kept where nobody said where: to make a smaller one takes no time."""
@@ -62,9 +63,10 @@ class Cache:
 def _read(place: Path, text: str) -> Arrays | None:
     """The arrays, or None where they are not there, or not all of them, as after damage."""
     try:
-        if (place / KEY).read_text(encoding="utf-8") != text:
+        about, names = (place / KEY).read_text(encoding="utf-8").split("\n")
+        if about != text:
             return None
-        return {path.stem: np.load(path, mmap_mode="r") for path in sorted(place.glob("*.npy"))}
+        return {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in names.split()}
     except (OSError, ValueError, EOFError):
         return None
 
@@ -78,9 +80,11 @@ def _write(place: Path, text: str, arrays: Arrays) -> None:
                 np.save(file, array)
                 file.flush()
                 os.fsync(file.fileno())
-        (aside / KEY).write_text(text, encoding="utf-8")
-        if place.is_dir():  # damaged, or made by another node meanwhile; either way ours is as good
-            shutil.rmtree(place, ignore_errors=True)
+        (aside / KEY).write_text(f"{text}\n{' '.join(arrays)}", encoding="utf-8")
+        if _read(place, text) is not None:  # made by another node meanwhile, which has it mapped
+            shutil.rmtree(aside, ignore_errors=True)
+            return
+        shutil.rmtree(place, ignore_errors=True)  # damaged
         os.rename(aside, place)
         flush_names(place.parent)
     except OSError:

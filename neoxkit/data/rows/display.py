@@ -6,12 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from neoxkit import log
+from neoxkit.data.rows.rows import PADDING
+
 LEARNED, READ = "+", " "
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Tokens that stand together: all of one document, all learned or none. `first` is the place of the first."""
+    """Tokens that stand together: all of one document, or of PADDING, all learned or none.
+
+    `first` is the place of the first.
+    """
 
     document: int
     learned: bool
@@ -36,6 +42,9 @@ def lines(found: Sequence[Stretch], decode: Callable[[Sequence[int]], str] | Non
         if before is not None and stretch.document != before:
             yield "  " + "-" * 40
         before = stretch.document
+        if stretch.document == PADDING:
+            yield f"  ({log.counted(len(stretch.ids), 'token')} of padding)"
+            continue
         mark = LEARNED if stretch.learned else READ
         text = " ".join(map(str, stretch.ids)) if decode is None else decode(stretch.ids)
         for line in text.split("\n"):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from neoxkit.data.rows.order import Span
 from neoxkit.data.tokens.shares import borders
 from neoxkit.errors import DataError
+from neoxkit.log import counted
 
 _CHUNK = 1 << 20  # documents looked at together
 _HIGH = 1 if sys.byteorder == "little" else 0  # which half of 64 bits has the upper ones
@@ -88,8 +89,9 @@ def pack(
     tokens = sum(int((entries[k : k + _CHUNK] >> 32).sum()) for k in range(0, len(entries), _CHUNK))
     if tokens < context + 1:
         raise DataError(
-            f"{len(documents)} documents hold {tokens} tokens, and a row of context {context} takes {context + 1}",
-            "give more text or a shorter context",
+            f"there are {tokens} tokens in {counted(len(documents), 'document')}, and a row of context {context} takes "
+            f"{context + 1}",
+            "give more text, lower data.sequence, or choose another data.packing",
         )
     if epochs is None:
         assert rows is not None

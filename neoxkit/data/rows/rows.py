@@ -15,6 +15,9 @@ from neoxkit.data.tokens.columns import IGNORED
 from neoxkit.data.tokens.indexed import IndexedFile
 from neoxkit.errors import DataError
 
+PADDING = -1
+"""The number, among those of documents, of what a row has no document for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
@@ -69,9 +72,11 @@ class Rows:
         return Row(ids, counts, segments)
 
     def documents(self, number: int) -> npt.NDArray[np.int32]:
-        """A number for the document of each token of row `number`, and one for padding: [context + 1]."""
+        """A number for the document of each token of row `number`, and PADDING: [context + 1]."""
         _, parts, _ = self._parts(number)
-        return _numbered(np.array([len(part) for part in parts]), self.reading.context + 1)
+        found = _numbered(np.array([len(part) for part in parts]), self.reading.context + 1)
+        found[sum(map(len, parts)) :] = PADDING
+        return found
 
     def _parts(self, number: int) -> tuple[list[Span], list[npt.NDArray[Any]], list[npt.NDArray[Any]] | None]:
         """What a row consists of, its tokens and its labels, document by document."""

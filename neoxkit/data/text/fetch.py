@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -46,10 +47,15 @@ def fetch(corpus: Corpus, folder: Path, max_bytes: int | None = None) -> Fetched
     Raises DataError when there is no network, the server has no such file, what comes is not what its
     makers publish, or a file is there that is none of it.
     """
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    if corpus.archive is not None:
-        return _archive(corpus, folder)
-    return _dataset(corpus, folder, max_bytes)
+    try:
+        return _dataset(corpus, folder, max_bytes) if corpus.archive is None else _archive(corpus, folder)
+    except BaseException:
+        if new:
+            with suppress(OSError):  # something is in it, which is kept
+                folder.rmdir()
+        raise
 
 
 def _archive(corpus: Corpus, folder: Path) -> Fetched:

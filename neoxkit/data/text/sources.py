@@ -183,7 +183,12 @@ def _remote(url: str, selection: Selection) -> Iterator[Source]:
                 below = {name: name[len(root) :].lstrip("/") for name in listed}
                 named = {name: short for name, short in below.items() if _wanted(PurePosixPath(short), selection, True)}
                 files = {name: listed[name] for name in named}
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):  # fsspec takes silence for absence
+            raise DataError(f"{url} cannot be reached: {cause}", "check the address and the network") from None
         raise DataError(f"{url}: no such file or folder", "mend the URL") from None
     if not files:
         raise DataError(f"{url}: no file there is wanted", "mend the URL, or name what to take with --include")

@@ -130,6 +130,8 @@ def joined(prefixes: Sequence[Path], known: Sequence[Sidecar | None], any_tokeni
     same["documents"] = sum(each.documents for each in sidecars)
     same["tokens"] = sum(each.tokens for each in sidecars)
     same["bytes"] = sum(each.bytes for each in sidecars) if all(each.bytes for each in sidecars) else 0
+    learned = [each.learned for each in sidecars]
+    same["learned"] = None if None in learned else sum(filter(None, learned))
     same["sources"] = ""
     if all(each.sources for each in sidecars):
         text = "\n".join(each.sources for each in sidecars)

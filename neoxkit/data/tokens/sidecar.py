@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,20 @@ def read_sidecar(prefix: str | Path) -> Sidecar | None:
     if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
         raise DataError(f"{path}: columns is not a list of names", "tokenize the text again")
     return Sidecar(**{**known, "columns": tuple(columns)})
+
+
+def check_prefixes(prefixes: Sequence[str], where: object, fingerprint: str | None) -> None:
+    """Raise DataError unless all tokens were made by one tokenizer: that of `fingerprint`, which is at `where`.
+
+    None, None: by that of the first. Of tokens without a sidecar nothing is known.
+    """
+    for prefix in prefixes:
+        if (sidecar := read_sidecar(prefix)) is None:
+            continue
+        if fingerprint is None:
+            where, fingerprint = prefix, sidecar.tokenizer
+        if sidecar.tokenizer != fingerprint:
+            raise DataError(
+                f"{prefix} was made with tokenizer {sidecar.tokenizer}, not {fingerprint}, that of {where}",
+                "name the tokenizer that made it, or tokenize the text again",
+            )

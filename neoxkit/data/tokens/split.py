@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neoxkit import __version__, log
-from neoxkit.data.tokens.columns import COLUMNS, column_path, open_column
+from neoxkit.data.tokens.columns import COLUMNS, IGNORED, LABELS, column_path, open_column
 from neoxkit.data.tokens.copying import chosen, copy
 from neoxkit.data.tokens.index import pieces, write_index
 from neoxkit.data.tokens.indexed import IndexedFile, pair
@@ -65,7 +65,9 @@ def split(
             for column, whole in reversed(pairs.items()):
                 _write(part, column, whole, stage, progress)
             if sidecar:
-                write_sidecar(stage.path(path_of(part.prefix)), _sidecar(sidecar, part, shares, seed))
+                learned = _learned(pairs[LABELS], part.sequences) if LABELS in pairs else None
+                about = replace(_sidecar(sidecar, part, shares, seed), learned=learned)
+                write_sidecar(stage.path(path_of(part.prefix)), about)
             else:
                 remove(path_of(part.prefix))  # that of what is replaced, which the stage saw to
         stage.commit()
@@ -110,6 +112,11 @@ def _write(part: Part, column: str, whole: IndexedFile, stage: Stage, progress: 
     inner = None if each or part.borders is None else pieces(part.borders)
     with stage.path(idx_path).open("xb") as out:
         write_index(out, whole.dtype, lambda: (whole.sizes[some] for some in pieces(numbers)()), inner)
+
+
+def _learned(labels: IndexedFile, sequences: npt.NDArray[np.int64]) -> int:
+    """How many tokens of some sequences are learned."""
+    return sum(int((labels[number] != IGNORED).sum()) for number in sequences.tolist())
 
 
 def _sidecar(whole: Sidecar, part: Part, shares: Sequence[tuple[str, float]], seed: int | None) -> Sidecar:
