@@ -22,6 +22,7 @@ from neoxkit.data.prepare.encode import Encoder, Recipe
 from neoxkit.data.prepare.request import Chain
 from neoxkit.data.prepare.results import Results
 from neoxkit.data.prepare.workers import WorkerLostError, receive, send, started
+from neoxkit.data.text import reading
 from neoxkit.data.text.documents import Parser
 from neoxkit.data.text.pieces import Block, Lines, Position
 from neoxkit.errors import DataError
@@ -184,6 +185,37 @@ def test_a_changed_input_is_not_gone_on_with(corpus: Path, tmp_path: Path, inter
     assert "going on" in fine(*interrupted).stderr
 
 
+def test_a_damaged_input_costs_no_work_before_it(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mended file is another, but it was not read yet; one that was read must be the same."""
+    monkeypatch.setattr(journal, "EVERY", 0.0)
+    monkeypatch.setattr(reading, "BLOCK", 500)
+    good, bad = tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"
+    good.write_bytes(b"".join(b'{"text": "text number %d"}\n' % number for number in range(200)))
+    bad.write_bytes(b"this is no archive")
+    arguments = (good, bad, "-o", tmp_path / "p", "--tokenizer", corpus / "tokenizer", "--workers", 1)
+    said = refused(*arguments)
+    assert "b.jsonl.gz" in said
+    assert said.endswith("the same command then goes on")
+    bad.write_bytes(gzip.compress(b'{"text": "and the last"}\n'))
+    before = good.stat()
+    os.utime(good, ns=(1, 1))
+    assert "differs in: inputs" in refused(*arguments)
+    os.utime(good, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "going on" in fine(*arguments).stderr
+    fine(good, bad, "-o", tmp_path / "q", "--tokenizer", corpus / "tokenizer")
+    for ending in (".bin", ".idx", ".json"):
+        ours, theirs = ((tmp_path / f"{name}{ending}").read_bytes() for name in "pq")
+        assert ours == theirs
+    assert not (tmp_path / ".p.partial").exists()
+
+
+def test_rejects_are_listed_though_nothing_can_be_used(corpus: Path, tmp_path: Path) -> None:
+    file, rejects = tmp_path / "a.jsonl", tmp_path / "rejects.txt"
+    file.write_text('{"other": 1}\n[]\n')
+    refused(file, "-o", tmp_path / "p", "--tokenizer", corpus / "tokenizer", "--rejects", rejects)
+    assert len(rejects.read_text().splitlines()) == 2
+
+
 def test_work_without_a_state_is_begun_anew(tmp_path: Path, interrupted: tuple[object, ...]) -> None:
     (tmp_path / ".p.partial" / "state.json").unlink()
     assert "going on" not in fine(*interrupted, "--max-documents", 3).stderr
@@ -195,7 +227,7 @@ def test_work_that_lost_bytes_is_refused(tmp_path: Path, interrupted: tuple[obje
 
 
 def test_one_process_at_a_time(corpus: Path, tmp_path: Path) -> None:
-    held = journal.Journal(tmp_path / "p", {}, False)
+    held = journal.Journal(tmp_path / "p", {}, False, str)
     arguments = (corpus / "a.jsonl", "-o", tmp_path / "p", "--tokenizer", corpus / "tokenizer")
     assert f"another process is writing {tmp_path / 'p'}" in refused(*arguments)
     held.close()

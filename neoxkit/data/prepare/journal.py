@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,14 +35,17 @@ class Journal:
     process is at work, or the work there is of another request and `force` is not given.
     """
 
-    def __init__(self, prefix: Path, request: Mapping[str, Any], force: bool) -> None:
+    def __init__(
+        self, prefix: Path, request: Mapping[str, Any], force: bool, behind: Callable[[Mapping[str, Any]], str]
+    ) -> None:
+        """`behind` gives a hash of the inputs that a state is behind with, as they are now: others may have changed."""
         self.folder = prefix.with_name(f".{prefix.name}.partial")
         self.folder.mkdir(exist_ok=True)
         self._lock = (self.folder / _LOCK).open("ab")
         self._files: dict[str, BinaryIO] = {}
         try:
             self._take(prefix)
-            self.state = self._left(prefix, request, force)
+            self.state = self._left(prefix, request, force, behind)
         except BaseException:
             self._lock.close()
             raise
@@ -56,12 +59,18 @@ class Journal:
                 raise
             raise DataError(f"another process is writing {prefix}", "wait for it, or give another prefix") from None
 
-    def _left(self, prefix: Path, request: Mapping[str, Any], force: bool) -> dict[str, Any] | None:
+    def _left(
+        self, prefix: Path, request: Mapping[str, Any], force: bool, behind: Callable[[Mapping[str, Any]], str]
+    ) -> dict[str, Any] | None:
         """What is left of the same request; of another one, nothing."""
         asked = json.loads(json.dumps(request))
         state = _read(self.folder / _STATE)
         before = _read(self.folder / _REQUEST)
         if state is not None and before == asked:
+            return state
+        ahead = "behind" in (state or {}) and before is not None and {**before, "inputs": asked["inputs"]} == asked
+        if state is not None and ahead and state["behind"] == behind(state):
+            _write(self.folder / _REQUEST, asked)
             return state
         if self.keeps and before is not None and before != asked and not force:
             changed = ", ".join(sorted(key for key in {*asked, *before} if asked.get(key) != before.get(key)))
@@ -80,6 +89,11 @@ class Journal:
     def keeps(self) -> bool:
         """Whether there is work that the same request would go on with."""
         return (self.folder / _STATE).exists() or (self.folder / TRAINED).exists()
+
+    @property
+    def saved(self) -> bool:
+        """Whether there is a state to go on from."""
+        return (self.folder / _STATE).exists()
 
     @property
     def moving(self) -> bool:

@@ -23,6 +23,12 @@ _WORTH = 2 << 20  # bytes of input for which another worker process is worth its
 _UNPACKED = 4  # what a byte of a compressed file is taken to be
 
 
+def listed(sources: Sequence[Source]) -> str:
+    """A hash of which files these are, how large and how old."""
+    lines = "".join(f"{source.where}\0{source.bytes}\0{source.stamp}\n" for source in sources)
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What to tokenize, and how.
@@ -97,10 +103,9 @@ class Request:
 
     def identity(self, sources: Sequence[Source], tokenizer: str | None) -> dict[str, Any]:
         """All that the tokens depend on, by what a person calls it."""
-        listed = "".join(f"{source.where}\0{source.bytes}\0{source.stamp}\n" for source in sources)
         return {
             "format": 1,
-            "inputs": hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest(),
+            "inputs": listed(sources),
             "--tokenizer": tokenizer,
             "--train-tokenizer": self.vocab,
             "--train-bytes": None if self.vocab is None else self.train_bytes,

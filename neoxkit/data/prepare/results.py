@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import numpy as np
 from neoxkit import __version__, log
 from neoxkit.data.prepare.encode import Encoded
 from neoxkit.data.prepare.journal import TRAINED, Journal
-from neoxkit.data.prepare.request import Part, Request
+from neoxkit.data.prepare.request import Part, Request, listed
 from neoxkit.data.text.documents import Reject
 from neoxkit.data.text.pieces import Block, Position
+from neoxkit.data.text.sources import Source
 from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.data.tokens.index import pieces, write_index
 from neoxkit.data.tokens.indexed import dtype_for
@@ -26,14 +28,19 @@ _REJECTS = "rejects.txt"
 _KINDS = ("bin", "sizes", "files")
 
 
+def behind(sources: Sequence[Source], at: Position) -> str:
+    """A hash of the sources that were read, in whole or in part, when reading is there."""
+    return listed(sources[: at.source + (at.offset > 0)])
+
+
 class Results:
     """The files of a request in its journal, and their counts: of an interrupted one, as it left them.
 
     `at` is where reading goes on, `rows` the usable rows so far, `read` the bytes of files read for them.
     """
 
-    def __init__(self, request: Request, journal: Journal) -> None:
-        self._request, self._journal = request, journal
+    def __init__(self, request: Request, journal: Journal, sources: Sequence[Source]) -> None:
+        self._request, self._journal, self._sources = request, journal, sources
         self.parts = request.parts()
         self.at, self.rows, self.read = Position(), 0, 0
         self.skipped: dict[str, int] = {}
@@ -85,6 +92,7 @@ class Results:
         """What the journal keeps."""
         return {
             "at": asdict(self.at),
+            "behind": None if self._request.vocab else behind(self._sources, self.at),
             "rows": self.rows,
             "read": self.read,
             "parts": [part.state() for part in self.parts],
@@ -156,6 +164,13 @@ class Results:
             for kind, target in zip(("bin", "idx", "files", "json"), part.targets(), strict=True):
                 moves[f"{number}.{kind}"] = target
         return moves
+
+    def leave_rejects(self, target: Path) -> None:
+        """Put the list of what cannot be used where it was asked for, though nothing else is written."""
+        listed_here = self._journal.path(_REJECTS)
+        if self.skipped and listed_here.is_file() and not target.exists():
+            self._rejects.flush()
+            shutil.copyfile(listed_here, target)
 
     def tell(self) -> None:
         """Warn of what was skipped, one line for each kind of fault."""

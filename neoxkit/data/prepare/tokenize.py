@@ -16,9 +16,10 @@ from neoxkit import log
 from neoxkit.data.prepare.encode import Recipe
 from neoxkit.data.prepare.journal import TRAINED, Journal, refuse_present
 from neoxkit.data.prepare.request import Part, Request
-from neoxkit.data.prepare.results import Results
+from neoxkit.data.prepare.results import Results, behind
 from neoxkit.data.prepare.workers import ordered, started
 from neoxkit.data.text.documents import Document, Parser, Reject, held_out, thinned
+from neoxkit.data.text.pieces import Position
 from neoxkit.data.text.reading import Reader
 from neoxkit.data.text.sources import Source, find
 from neoxkit.data.tokenizer import FILE, Tokenizer
@@ -70,7 +71,9 @@ def tokenize(request: Request) -> Report:
         _ends(given, request)
     with named(request.prefix):
         identity = request.identity(sources, _known(given) if given else None)
-        journal = Journal(request.prefix, identity, request.force)
+        journal = Journal(
+            request.prefix, identity, request.force, lambda state: behind(sources, Position(**state["at"]))
+        )
         try:
             return _Work(request, sources, journal, given).run()
         except KeyboardInterrupt:
@@ -97,6 +100,10 @@ def _ends(tokenizer: Tokenizer, request: Request) -> tuple[int | None, int | Non
     return tokenizer.bos if request.prepend_bos else None, eod, -1 if named_eod is None else named_eod
 
 
+class UnreadableError(DataError):
+    """An input that cannot be read to its end, when there is work before it that is worth to be kept."""
+
+
 class _Work:
     """One request at work, from where a journal says."""
 
@@ -106,7 +113,7 @@ class _Work:
         self._request, self._sources, self._journal, self._given = request, sources, journal, tokenizer
         self._parser = Parser(request.selection.keys, request.max_document, request.ftfy)
         self._reader = Reader(sources, request.selection.keys, request.max_document)
-        self._results = Results(request, journal)
+        self._results = Results(request, journal, sources)
 
     def run(self) -> Report:
         """Do all that is left to do."""
@@ -125,7 +132,11 @@ class _Work:
             self._encode(tokenizer, ends)
             times.append(time.monotonic())
             results.write(tokenizer, ends[2])
+        except UnreadableError:
+            raise
         except DataError:
+            if request.rejects:
+                results.leave_rejects(request.rejects)
             journal.remove()
             raise
         except OSError:  # a full disk, say, which is not filled further by what nobody would miss
@@ -228,7 +239,9 @@ class _Work:
                     progress.describe(f"{results.rows:,} documents, {self._made()[1]:,} tokens")
                     if self._journal.due():
                         results.save()
-            except DataError:
+            except DataError as error:
+                if self._journal.saved and not request.strict:
+                    raise UnreadableError(error.cause, f"{error.remedy}; the same command then goes on") from error
                 raise
             except (KeyboardInterrupt, NeoxkitError):
                 results.save()
