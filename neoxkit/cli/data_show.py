@@ -99,11 +99,14 @@ def _samples(path: Path, numbers: range) -> tuple[Iterator[tuple[str, list[Stret
     """The samples, the tokenizer of the run, and the prefixes that it reads."""
     from neoxkit.config.load import load_run
     from neoxkit.data.rows.display import stretches
-    from neoxkit.train.feed import Feed
+    from neoxkit.train.begin import feed_of
     from neoxkit.train.length import lasting
+    from neoxkit.train.resume import past_of
 
     config = lasting(load_run([path]))
-    feed = Feed(config, tokenizer=None if config.data.tokenizer is None else Path(config.data.tokenizer))
+    tokenizer = None if config.data.tokenizer is None else Path(config.data.tokenizer)
+    past = past_of(Path(config.save.folder))
+    feed = feed_of(config, past, tokenizer)
 
     def found() -> Iterator[tuple[str, list[Stretch]]]:
         for number in numbers:

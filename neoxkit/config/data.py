@@ -28,7 +28,12 @@ class Source(Node):
     """Token files, and how much of them is read."""
 
     tokens: str = Field(description="Prefix of the tokens: PREFIX.bin and PREFIX.idx.")
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="Share of the samples; of any sum.")
+    weight: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Share of the samples, of any sum; null: 1, and in a run of epochs what the source has.",
+    )
     labels: str | None = Field(
         None,
         description="Prefix of labels beside the tokens, -100 where none is learned; null: what `neoxkit data chat` "
@@ -124,7 +129,7 @@ class Data(Node):
 
     @model_validator(mode="after")
     def _weighed_once(self) -> Data:
-        if self.weigh_by_documents is not None and any(source.weight != 1 for source in self.train):
+        if self.weigh_by_documents is not None and any(source.weight is not None for source in self.train):
             raise ValueError("weigh_by_documents and the weight of a source are both given; keep one")
         return self
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from neoxkit.checkpoint.store import Place
 from neoxkit.config.run import RunConfig
 from neoxkit.log import counted, note
 from neoxkit.nn import kernels
@@ -48,16 +49,21 @@ def decide(
 def open_feed(config: RunConfig, past: Past | None, tokenizer: Chosen, dp_rank: int = 0) -> Feed:
     """The data of a run, for a data-parallel rank: that which it began with, when it goes on."""
     check_tokens(config, tokenizer.where, tokenizer.fingerprint)
-    if past is None:
-        return Feed(config, dp_rank=dp_rank, tokenizer=tokenizer.where)
-    done = past.position
-    needed = samples_after(config, config.steps - done.step, done.samples)
-    if past.began is None:
+    if past is not None and past.began is None:
         note(
             f"going on with sample {past.position.samples} of data.train: in gpt-neox's own order, if tokens, split, "
             f"seed, steps and batch are as they were"
         )
-    return Feed(config, past.began, needed, dp_rank, tokenizer.where)
+    return feed_of(config, past, tokenizer.where, dp_rank)
+
+
+def feed_of(config: RunConfig, past: Past | None, tokenizer: Place | None, dp_rank: int = 0) -> Feed:
+    """The same, of a tokenizer that is somewhere, without a look at what it fits."""
+    if past is None:
+        return Feed(config, dp_rank=dp_rank, tokenizer=tokenizer)
+    done = past.position
+    needed = samples_after(config, max(0, config.steps - done.step), done.samples)
+    return Feed(config, past.began, needed, dp_rank, tokenizer)
 
 
 def begin(engine: Engine, config: RunConfig, origin: Origin, world: World = ALONE) -> None:

@@ -23,8 +23,9 @@ from neoxkit.data.tokens.sidecar import check_prefixes, read_sidecar
 from neoxkit.errors import DataError
 from neoxkit.log import note
 from neoxkit.train.identity import Began, Identity, Known
+from neoxkit.train.length import samples_of
 from neoxkit.train.schedule import batch_after, length_after, samples_after
-from neoxkit.train.sources import HeldOut, fill_in_middle, open_rows
+from neoxkit.train.sources import HeldOut, fill_in_middle, labels_of, open_rows
 
 SPARE = 1.005
 """gpt-neox prepares this many times the rows that a source of a blend is expected to give."""
@@ -56,7 +57,7 @@ class Feed:
         files = [IndexedFile(source.tokens) for source in config.data.train]
         parts = [split(config.data.split, len(f)) if config.data.split else [(0, len(f))] for f in files]
         known = [
-            Known.of(source.tokens, file, part[0], read_sidecar(source.tokens))
+            Known.of(source.tokens, file, part[0], read_sidecar(source.tokens), labels_of(source, file))
             for source, file, part in zip(config.data.train, files, parts, strict=True)
         ]
         phase = Phase(0, tuple(_weights(config, known)), config.data.blend)
@@ -99,7 +100,7 @@ class Feed:
             file, stretch = files[here], stretches[here]
             if at >= old:
                 epochs = epochs_of(config.data.packing, file, *stretch, config.sequence, expected[at])
-                if config.epochs and config.data.packing == "packed" and len(fresh.sources) == 1:
+                if config.epochs and config.data.packing == "packed":
                     epochs = max(epochs, config.epochs)  # which are shuffled together, also where steps leave some over
                 known = sources[at] = replace(known, epochs=epochs)
             found.append(open_rows(config, config.data.train[here], file, stretch, known.epochs, self._turn))
@@ -120,11 +121,16 @@ class Feed:
         return [int(count) for count in self._blend.counts(needed)]
 
     def locate(self, number: int) -> tuple[str, Rows, int]:
-        """The prefix of the source that row `number` of the run is of, its rows, and which of them it is."""
+        """The prefix of the source that row `number` of the run is of, its rows, and which of them it is.
+
+        Raises DataError for one of a source that is no longer read.
+        """
         source, index = self._blend.locate(number)
         rows = self._rows[source]
-        assert rows is not None, "of what is no longer read nothing is asked"
-        return self.identity.sources[source].prefix, rows, index
+        prefix = self.identity.sources[source].prefix
+        if rows is None:
+            raise DataError(f"sample {number} is of {prefix}, which data.train no longer names", "name it there too")
+        return prefix, rows, index
 
     def row(self, number: int) -> Row:
         """Row `number` of the run."""
@@ -142,7 +148,7 @@ class Feed:
         ]
         most = self.config.evaluation.batches
         limit = None if most is None else most * self.config.batch.size
-        return HeldOut(found, [source.weight for source in sources], limit)
+        return HeldOut(found, [source.weight or 1.0 for source in sources], limit)
 
     def batches(self, done: int, step: int) -> Iterator[Batch]:
         """The micro-batches of the step after `done` samples and `step` steps, as this data-parallel rank has them."""
@@ -202,7 +208,9 @@ def _with_some(weights: str, stretches: Sequence[tuple[int, int]]) -> list[int]:
 def _weights(config: RunConfig, known: Sequence[Known]) -> list[float]:
     alpha = config.data.weigh_by_documents
     if alpha is None:
-        return [source.weight for source in config.data.train]
+        if config.epochs and len(config.data.train) > 1:
+            return [float(samples) for samples in samples_of(config, config.epochs)]
+        return [source.weight or 1.0 for source in config.data.train]
     return weights_by_documents([each.documents for each in known], alpha)
 
 

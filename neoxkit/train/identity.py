@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -29,21 +30,38 @@ class Known:
     epochs: int
     text: str | None = None
     tokenizer: str | None = None
+    content: str | None = None  # CRC-32 of some of the tokens; None where it was not taken yet
+    labels: str | None = None  # the same of labels; None without
     prefix: str = ""
 
     @classmethod
-    def of(cls, prefix: str, file: IndexedFile, stretch: tuple[int, int], sidecar: Sidecar | None) -> Known:
+    def of(
+        cls,
+        prefix: str,
+        file: IndexedFile,
+        stretch: tuple[int, int],
+        sidecar: Sidecar | None,
+        labels: IndexedFile | None = None,
+    ) -> Known:
         """The documents of a stretch of a file, of one epoch."""
         sizes = np.ascontiguousarray(file.sizes[slice(*stretch)])
-        text, tokenizer = (sidecar.sources or None, sidecar.tokenizer) if sidecar else (None, None)
-        crc = f"{zlib.crc32(sizes.tobytes()):08x}"
-        return cls(int(sizes.sum(dtype=np.int64)), len(sizes), crc, 1, text, tokenizer, prefix)
+        return cls(
+            tokens=int(sizes.sum(dtype=np.int64)),
+            documents=len(sizes),
+            sizes=f"{zlib.crc32(sizes.tobytes()):08x}",
+            epochs=1,
+            text=sidecar.sources or None if sidecar else None,
+            tokenizer=sidecar.tokenizer if sidecar else None,
+            content=_sampled(file, stretch),
+            labels=None if labels is None else _sampled(labels, stretch),
+            prefix=prefix,
+        )
 
     def differences(self, now: Known) -> Iterator[tuple[str, Any, Any]]:
         """What differs, with both values; of one not known is what the other has. `epochs` and `prefix` may differ."""
         for name, before in asdict(self).items():
             other = getattr(now, name)
-            unknown = name in ("text", "tokenizer") and None in (before, other)
+            unknown = name in ("text", "tokenizer", "content", "labels") and None in (before, other)
             if before != other and not unknown and name not in ("epochs", "prefix"):
                 yield name, before, other
 
@@ -52,8 +70,28 @@ class Known:
         text, tokenizer = self.text or before.text, self.tokenizer or before.tokenizer
         return replace(self, epochs=before.epochs, text=text, tokenizer=tokenizer)
 
+    @property
+    def name(self) -> str:
+        """Its prefix without the folder."""
+        return PurePath(self.prefix).name
 
-_TOLD = {"text": "the hash of its text", "tokenizer": "its tokenizer"}
+
+def _sampled(file: IndexedFile, stretch: tuple[int, int]) -> str:
+    """CRC-32 of some sequences of a stretch, spread evenly, of 4096 tokens each at most: all of a small one."""
+    first, last = stretch
+    found = 0
+    for number in np.unique(np.linspace(first, max(first, last - 1), 256).astype(np.int64)).tolist():
+        if number < last:
+            found = zlib.crc32(file.read(number, 0, min(4096, int(file.sizes[number]))).tobytes(), found)
+    return f"{found:08x}"
+
+
+_TOLD = {
+    "text": "the hash of its text",
+    "tokenizer": "its tokenizer",
+    "content": "the checksum of its tokens",
+    "labels": "the checksum of its labels",
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +128,10 @@ class Identity:
 
     def _read(self) -> Sequence[Known]:
         return [known for known, weight in zip(self.sources, self.phases[-1].weights, strict=True) if weight]
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: `read` gives it back, but for the folders that the data was in."""
+        return asdict(replace(self, sources=tuple(replace(known, prefix=known.name) for known in self.sources)))
 
     @classmethod
     def read(cls, saved: Mapping[str, Any]) -> Identity:
@@ -141,7 +183,7 @@ class Identity:
                 return {"seed": "seed"}.get(name, f"data.{name}"), was, now
         gone = [known for at, known in enumerate(before.sources) if at not in places]
         for known, place in zip(self.sources, places, strict=True):
-            of_old = [each for each in gone if each.prefix == known.prefix or len(gone) == len(before.sources)]
+            of_old = [each for each in gone if each.name == known.name or len(gone) == len(before.sources)]
             for name, was, now in of_old[0].differences(known) if place is None and of_old else ():
                 return f"data.train: {_TOLD.get(name, f'the number or order of its {name}')}", was, now
         return None
@@ -157,7 +199,7 @@ class Identity:
                 free = (
                     at
                     for at, each in enumerate(before.sources)
-                    if at not in places and (moved or each.prefix == known.prefix) and not any(each.differences(known))
+                    if at not in places and (moved or each.name == known.name) and not any(each.differences(known))
                 )
                 if places[number] is None:
                     places[number] = next(free, None)

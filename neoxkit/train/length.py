@@ -17,7 +17,7 @@ def lasting(config: RunConfig) -> RunConfig:
     """
     if config.epochs is None:
         return config
-    samples, steps, done = _samples(config, config.epochs), 0, 0
+    samples, steps, done = sum(samples_of(config, config.epochs)), 0, 0
     while done + (size := batch_after(config, done)) <= samples:
         if size == config.batch.size:
             steps += (samples - done) // size
@@ -33,15 +33,15 @@ def lasting(config: RunConfig) -> RunConfig:
     return found
 
 
-def _samples(config: RunConfig, epochs: int) -> int:
-    """The samples of all sources, so many times."""
-    found = 0
+def samples_of(config: RunConfig, epochs: int) -> list[int]:
+    """The samples of each source, so many times."""
+    found = []
     for source in config.data.train:
         file = IndexedFile(source.tokens)
         stretch = split(config.data.split, len(file))[0] if config.data.split else (0, len(file))
         if config.data.packing == "packed":
             tokens = int(file.sizes[slice(*stretch)].sum(dtype="i8"))
-            found += max(0, (epochs * tokens - 1) // config.sequence)
+            found.append(max(0, (epochs * tokens - 1) // config.sequence))
         else:
-            found += open_rows(config, source, file, stretch, 1, None).order.rows_of(epochs)
+            found.append(open_rows(config, source, file, stretch, 1, None).order.rows_of(epochs))
     return found

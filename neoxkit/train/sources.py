@@ -11,7 +11,7 @@ from neoxkit.checkpoint.store import Place
 from neoxkit.config.data import Source
 from neoxkit.config.run import RunConfig
 from neoxkit.data.rows.arrange import Arrangement
-from neoxkit.data.rows.blend import Blend, Phase
+from neoxkit.data.rows.blend import apportion
 from neoxkit.data.rows.cache import LARGE, Cache
 from neoxkit.data.rows.fill_in_middle import FillInMiddle
 from neoxkit.data.rows.row import Row
@@ -53,18 +53,28 @@ def open_rows(
         fill_in_middle=turn,
         seed=config.seed,
     )
-    labels = open_labels(source.labels, file) if source.labels else find_labels(source.tokens, file)
-    return Rows(file, arranged.order(file, Cache(Path(folder) if folder else None)), reading, labels)
+    return Rows(file, arranged.order(file, Cache(Path(folder) if folder else None)), reading, labels_of(source, file))
+
+
+def labels_of(source: Source, file: IndexedFile) -> IndexedFile | None:
+    """The labels of a source: those that it names, or those beside its tokens, if there are some."""
+    return open_labels(source.labels, file) if source.labels else find_labels(source.tokens, file)
 
 
 class HeldOut:
-    """The samples of an evaluation: every row of each source, or `limit` of them by weight."""
+    """The samples of an evaluation: every row of each source, or `limit` of them by weight, none twice.
+
+    A source that has fewer than its weight asks for gives all it has.
+    """
 
     def __init__(self, rows: Sequence[Rows], weights: Sequence[float], limit: int | None) -> None:
         self._rows = rows
-        self._ends = np.cumsum([each.count for each in rows]).tolist()
-        self.count: int = self._ends[-1] if limit is None else min(limit, self._ends[-1])
-        self._blend = None if self.count == self._ends[-1] else Blend((Phase(0, tuple(weights)),))
+        counts = [each.count for each in rows]
+        if limit is not None and limit < sum(counts):
+            wanted = apportion(np.asarray(weights, np.float64), limit)
+            counts = [min(count, int(most)) for count, most in zip(counts, wanted, strict=True)]
+        self._ends = np.cumsum(counts).tolist()
+        self.count: int = self._ends[-1]
 
     @property
     def labelled(self) -> bool:
@@ -73,9 +83,6 @@ class HeldOut:
 
     def row(self, number: int) -> Row:
         """Sample `number`, below `count`."""
-        if self._blend is not None:
-            source, index = self._blend.locate(number)
-            return self._rows[source].row(index)
         source = int(np.searchsorted(self._ends, number, side="right"))
         return self._rows[source].row(number - (self._ends[source - 1] if source else 0))
 

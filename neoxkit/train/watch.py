@@ -89,6 +89,8 @@ class Watch:
         seconds = time.perf_counter() - self._begun
         self._profiler.end(step)
         told: dict[str, Any] = {"step": step, **report.record(), "lr": lr, "seconds": round(seconds, 6)}
+        if not report.tokens:
+            told.pop("loss", None)  # of nothing: no label of the step counts
         if (loss := told.get("loss")) is not None and loss < 700:  # e^709 is the largest number
             told["perplexity"] = math.exp(loss)
         told["tokens_per_second"] = round(report.tokens / seconds, 1)

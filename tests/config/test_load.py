@@ -57,7 +57,7 @@ def test_tokens_are_a_prefix_or_a_list_of_sources(base: Path) -> None:
     given = "data.train=[tokens/a, {tokens: tokens/b, weight: 2, labels: tokens/b-labels}]"
     run = load_run([base], [given])
     assert [(each.tokens, each.weight, each.labels) for each in run.data.train] == [
-        ("tokens/a", 1.0, None),
+        ("tokens/a", None, None),
         ("tokens/b", 2.0, "tokens/b-labels"),
     ]
     assert load_run([base], ["data.train=[tokens/a]"]) == load_run([base], ["data.train=tokens/a"])
@@ -134,7 +134,7 @@ def test_dump_is_read_back_equal(base: Path, tmp_path: Path) -> None:
         ("steps='1'", "it must be a whole number"),
         ("model.tied=1", "it must be true or false"),
         ("model.tied=yes", "it must be true or false"),
-        ("steps=-1", "greater than 0"),
+        ("steps=-1", "greater than or equal to 0"),
         ("steps=.inf", "no finite number"),
         ("model.position.kind=rotory", "'rotory'; choose one of 'rotary'"),
         ("precision=fp64", "choose one of 'auto', 'fp32', 'bf16' or 'fp16'"),

@@ -71,6 +71,15 @@ def test_exact_shares_are_exact_to_the_row_and_even(weights: list[float]) -> Non
         assert np.abs(blend.counts(rows) - quotas * rows).max() < len(weights)
 
 
+def test_whole_weights_are_the_rows_of_a_period() -> None:
+    blend = Blend([Phase(0, (30.0, 7.0, 1.0))])
+    for periods in (1, 2, 5):
+        assert blend.counts(38 * periods).tolist() == [30 * periods, 7 * periods, periods]
+    assert sorted(blend.locate(row) for row in range(38, 76)) == sorted(
+        [(0, k) for k in range(30, 60)] + [(1, k) for k in range(7, 14)] + [(2, 1)]
+    )
+
+
 def test_largest_remainder() -> None:
     assert apportion(np.array([3.0, 2.0, 2.0]), 8).tolist() == [4, 2, 2]
     assert apportion(np.array([1.0, 1.0, 1.0]), 8).tolist() == [3, 3, 2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def after(feed: Feed, samples: int) -> Began:
     """What a checkpoint says, through JSON as it is written."""
     import json
 
-    return Began(Identity.read(json.loads(json.dumps(asdict(feed.identity)))), samples, "run/step-1")
+    return Began(Identity.read(json.loads(json.dumps(feed.identity.saved()))), samples, "run/step-1")
 
 
 @pytest.mark.parametrize("blend", ["exact", "gpt-neox"])
@@ -194,6 +194,34 @@ def test_bits_per_byte_are_of_text_that_is_judged_whole(folder: Path) -> None:
     assert Feed(config(folder, data="a")).bits_per_byte(1.0) is None
 
 
+def test_changed_contents_are_refused_though_they_look_alike(folder: Path) -> None:
+    """Of the same number of documents with the same lengths, without a sidecar."""
+    began = after(Feed(config(folder, data=sources(folder, a=1, b=1))), 8)
+    path = folder / "a.bin"
+    content = bytearray(path.read_bytes())
+    content[-2:] = b"\x01\x00" if content[-2:] != b"\x01\x00" else b"\x02\x00"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="the checksum of its tokens"):
+        Feed(config(folder, data=sources(folder, a=1, b=1)), began)
+
+
+def test_changed_labels_are_refused(folder: Path) -> None:
+    from neoxkit.data.tokens.columns import write_column
+
+    file = IndexedFile(folder / "a")
+    data = [{"tokens": str(folder / "a"), "labels": str(folder / "a-labels")}]
+    for first in (3, 5):
+        with write_column(folder / "a", "labels", force=True) as writer:
+            for number in range(len(file)):
+                writer.add(np.where(np.arange(len(file[number])) < first, -100, file[number]))
+            writer.commit()
+        if first == 3:
+            began = after(Feed(config(folder, data=data)), 8)
+            Feed(config(folder, data=data), began)
+    with pytest.raises(ConfigError, match="the checksum of its labels"):
+        Feed(config(folder, data=data), began)
+
+
 def test_moved_data_is_the_same_data(folder: Path) -> None:
     whole = Feed(config(folder, data=sources(folder, a=1, b=1)))
     rows, began = drawn(whole, 8, 24), after(whole, 8)
@@ -255,7 +283,7 @@ def test_held_out_sources(folder: Path) -> None:
 
 
 def test_weights_by_documents(folder: Path) -> None:
-    feed = Feed(config(folder, "data.weigh_by_documents=1.0", data=sources(folder, a=1, b=1, c=1)))
+    feed = Feed(config(folder, "data.weigh_by_documents=1.0", data=[{"tokens": str(folder / name)} for name in "abc"]))
     shares = np.array([40, 25, 30]) / 95
     assert feed.identity.phases[0].weights == pytest.approx(shares * (1 - shares) / (shares * (1 - shares)).sum())
     with IndexedWriter(folder / "void", vocab=VOCAB) as writer:

@@ -57,6 +57,26 @@ def test_every_document_is_read_as_often_as_there_are_epochs(folder: Path, packi
     assert seen == dict.fromkeys(range(30), 2)
 
 
+@pytest.mark.parametrize("packing", ["packed", "whole", "best_fit", "single"])
+def test_each_source_is_read_as_often(folder: Path, packing: str) -> None:
+    for name, documents in (("few", 12), ("many", 90)):
+        with IndexedWriter(folder / name, vocab=runs.VOCAB) as writer:
+            for number in range(documents):
+                writer.add(np.full(3 + number % 7, number % 61))
+            writer.commit()
+    data = {"train": [str(folder / "few"), str(folder / "many")], "packing": packing}
+    made = lasting(config(folder, data=data, batch={"size": 1}))
+    feed = Feed(made)
+    seen = Counter((prefix, index) for prefix, _, index in map(feed.locate, range(made.steps)))
+    assert set(seen.values()) == {1}
+    for name in ("few", "many"):
+        alone = lasting(config(folder, data={**data, "train": str(folder / name)}, batch={"size": 1}))
+        assert sum(Path(prefix).name == name for prefix, _ in seen) == alone.steps
+    weighed = [{"tokens": str(folder / "few"), "weight": 2.0}, {"tokens": str(folder / "many")}]
+    with pytest.raises(ConfigError, match="epochs: sources that are taken by weight"):
+        config(folder, data={**data, "train": weighed})
+
+
 def test_batches_that_grow_count_as_they_are_made(folder: Path) -> None:
     whole = lasting(config(folder))
     warmup = {"start": 2, "increment": 2, "samples": 20}

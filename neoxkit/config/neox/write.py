@@ -165,7 +165,7 @@ def _data(data: Data) -> dict[str, Any]:
     for part, sources in (("train", data.train), ("valid", data.valid or ())):
         for name, values in (
             (f"{part}_data_paths", [source.tokens for source in sources]),
-            (f"{part}_data_weights", [source.weight for source in sources]),
+            (f"{part}_data_weights", [source.weight or 1.0 for source in sources]),
             (f"{part}_label_data_paths", [source.labels for source in sources]),
         ):
             if any(value not in (None, 1.0) for value in values):

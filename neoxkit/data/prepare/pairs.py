@@ -121,7 +121,8 @@ def _texts(prompt: Any, chosen: str, rejected: str) -> tuple[Any, list[Any]]:
     a new line, so that no word is cut.
     """
     if prompt is not None:
-        return prompt, [chosen, rejected]
+        repeated = isinstance(prompt, str) and prompt and chosen.startswith(prompt) and rejected.startswith(prompt)
+        return prompt, [side[len(prompt) :] if repeated else side for side in (chosen, rejected)]
     alike = _shared(chosen, rejected)
     at = chosen.rfind(_ANSWER, 0, alike) if chosen.startswith("\n\nHuman:") else -1
     if at >= 0:

@@ -28,7 +28,7 @@ from neoxkit.errors import DataError
 LONGEST = 1 << 30
 """Bytes that a row, or a file that is one array, may have."""
 
-SELECTION = Selection(include=("*.jsonl", "*.json", "*.parquet"))
+SELECTION = Selection(include=("*.jsonl", "*.ndjson", "*.json", "*.parquet"))
 """The files of a folder that are read."""
 
 

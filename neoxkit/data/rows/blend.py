@@ -23,7 +23,10 @@ from neoxkit.native.blending import blend
 Algorithm = Literal["exact", "gpt-neox"]
 
 PERIOD = 1 << 20
-"""Rows in which the exact algorithm gives each source its share to the row."""
+"""Rows in which the exact algorithm gives each source its share to the row, of weights that are not whole numbers."""
+
+LONGEST_PERIOD = 1 << 24
+"""The greatest sum of whole weights that is taken as the period."""
 
 BLOCK = 1 << 16
 """Rows of which the greedy algorithm remembers the choice at a time."""
@@ -101,31 +104,34 @@ def apportion(weights: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.int
 
 
 class Exact:
-    """Of each PERIOD rows every source has its share by largest remainder, at even distances.
+    """Of each period every source has its share by largest remainder, at even distances.
 
+    Whole weights are themselves the rows of a period: 3 and 1 are three rows of four, and one.
     Row k of a source's K in a period is due at (k + 1/2) / K of it, and rows come as they are due. So any row is found
     without those before it.
     """
 
     def __init__(self, weights: npt.NDArray[np.float64]) -> None:
-        self.shares = apportion(weights, PERIOD)
+        whole = bool((weights == np.floor(weights)).all()) and weights.sum() <= LONGEST_PERIOD
+        self.period = int(weights.sum()) if whole else PERIOD
+        self.shares = apportion(weights, self.period)
         lost = np.flatnonzero((weights > 0) & (self.shares == 0))
         if len(lost):
             raise DataError(
-                f"the weight {weights[lost[0]]:g} of source {lost[0] + 1} is below one row in {PERIOD:,}",
+                f"the weight {weights[lost[0]]:g} of source {lost[0] + 1} is below one row in {self.period:,}",
                 "raise it, or leave the source out",
             )
         self._source, self._index = _period(tuple(self.shares.tolist()))
 
     def locate(self, row: int) -> tuple[int, int]:
         """As Mixture says."""
-        periods, rest = divmod(row, PERIOD)
+        periods, rest = divmod(row, self.period)
         source = int(self._source[rest])
         return source, periods * int(self.shares[source]) + int(self._index[rest])
 
     def counts(self, rows: int) -> npt.NDArray[np.int64]:
         """As Mixture says."""
-        periods, rest = divmod(rows, PERIOD)
+        periods, rest = divmod(rows, self.period)
         return periods * self.shares + np.bincount(self._source[:rest], minlength=len(self.shares))
 
 

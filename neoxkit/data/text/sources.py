@@ -30,7 +30,7 @@ class Selection:
     leaves out whatever lies in a folder of that name.
     """
 
-    include: tuple[str, ...] = ("*.txt", "*.md", "*.jsonl", "*.parquet")
+    include: tuple[str, ...] = ("*.txt", "*.md", "*.jsonl", "*.ndjson", "*.parquet")
     exclude: tuple[str, ...] = ()
     keys: tuple[str, ...] = ("text",)
 

@@ -195,7 +195,7 @@ class Saver:
             "lineage": [*self._lineage, event],
             "run_yaml": self._run_yaml,
             "tokenizer": dict(self.tokenizer or {}),
-            "trainer": {**asdict(at), "optimizer": counters, "data": asdict(self.identity)},
+            "trainer": {**asdict(at), "optimizer": counters, "data": self.identity.saved()},
             "rng": random_state(),
             "rank": self.world.rank,
             "world": self.world.size,
