@@ -289,7 +289,11 @@ def test_weights_by_documents(folder: Path) -> None:
     with IndexedWriter(folder / "void", vocab=VOCAB) as writer:
         writer.commit()
     with pytest.raises(DataError, match=r"data\.weigh_by_documents: one source has all documents"):
-        Feed(config(folder, "data.weigh_by_documents=1.0", data=sources(folder, a=1, void=1)))
+        Feed(
+            config(
+                folder, "data.weigh_by_documents=1.0", data=[{"tokens": str(folder / name)} for name in ("a", "void")]
+            )
+        )
 
 
 def test_documents_turned_to_fill_gaps_need_a_tokenizer_that_knows_how(folder: Path) -> None:
