@@ -41,7 +41,7 @@ begun, tokens, batch, size = time.perf_counter(), 0, [], 0
 for number, text in enumerate(texts, start=1):
     batch.append(text)
     size += len(text)
-    if size >= 1 << 20 or number == len(texts):
+    if size >= 1 << 18 or number == len(texts):
         tokens += sum(len(each.ids) for each in encode(batch, add_special_tokens=False))
         batch, size = [], 0
 print(json.dumps({"seconds": time.perf_counter() - begun, "tokens": tokens}), file=sys.stderr)

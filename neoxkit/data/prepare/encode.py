@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tokenizers
 
 from neoxkit.data.prepare.windows import WINDOW, windows
 from neoxkit.data.text.documents import Document, Parser, Reject, held_out
 from neoxkit.data.text.pieces import Piece
 from neoxkit.errors import DataError
+
+BATCH = 1 << 18  # characters given to the tokenizer at a time: what it makes of them stays in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,9 @@ class Encoder:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = recipe.literal
         self._dtype = np.dtype(recipe.dtype)
+        self._bos, self._eod = (
+            None if token is None else np.array([token], self._dtype) for token in (recipe.bos, recipe.eod)
+        )
 
     def encode(self, pieces: Sequence[Piece], limit: int | None = None) -> Encoded:
         """The tokens of the first `limit` usable rows, or of all, and what was rejected before the last of them.
@@ -87,41 +94,42 @@ class Encoder:
         keys = len(self._recipe.parser.keys)
         sides = 2 if self._recipe.holdout else 1
         outputs = [Output() for _ in range(sides * keys)]
-        ids: list[list[int]] = [[] for _ in outputs]
+        parts: list[list[npt.NDArray[Any]]] = [[] for _ in outputs]
         encoded = iter(self._ids([text for row in rows for text in row.texts]))
         for row in rows:
             side = int(sides > 1 and held_out(row.identity, self._recipe.holdout))
             for key, content in enumerate(row.contents):
-                output, into = outputs[side * keys + key], ids[side * keys + key]
+                output, into = outputs[side * keys + key], parts[side * keys + key]
                 output.sizes.append(self._append(into, next(encoded), row))
                 output.digests.append(hashlib.sha256(content).digest())
                 output.bytes += len(content)
                 if row.file is not None:
                     output.files.append(row.file)
-        for output, into in zip(outputs, ids, strict=True):
-            output.tokens = np.array(into, self._dtype).tobytes()
+        for output, into in zip(outputs, parts, strict=True):
+            output.tokens = b"".join(part.tobytes() for part in into)
         return outputs
 
-    def _append(self, into: list[int], ids: list[int], row: Document) -> int:
-        before = len(into)
-        if self._recipe.bos is not None:
-            into.append(self._recipe.bos)
-        into.extend(ids)
-        if self._recipe.eod is not None:
-            into.append(self._recipe.eod)
-        size = len(into) - before
+    def _append(self, into: list[npt.NDArray[Any]], ids: list[int], row: Document) -> int:
+        size = len(ids) + (self._bos is not None) + (self._eod is not None)
         if size >= 1 << 31:
             name = row.file or repr(row.texts[0][:40])
             raise DataError(f"document {name} has {size} tokens, 2^31 or more", "cut it, or lower --max-document")
+        # (fromiter takes half the time of array, since it is told how many there are.)
+        found = (self._bos, np.fromiter(ids, self._dtype, len(ids)), self._eod)
+        into.extend(part for part in found if part is not None)
         return size
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text: of short ones together, of long ones in windows."""
         short = [text for text in texts if len(text) <= 2 * WINDOW]
-        found = (each.ids for each in self._tokenizer.encode_batch_fast(short, add_special_tokens=False))
+        found = (each.ids for batch in _batches(short) for each in self._batch(batch))
         if len(short) == len(texts):
             return list(found)
         return [next(found) if len(text) <= 2 * WINDOW else self._long(text) for text in texts]
+
+    def _batch(self, texts: list[str]) -> list[tokenizers.Encoding]:
+        found: list[tokenizers.Encoding] = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return found
 
     def _long(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -130,5 +138,19 @@ class Encoder:
         return ids
 
     def _one(self, text: str) -> list[int]:
-        found: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        found: list[int] = self._batch([text])[0].ids
         return found
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Runs of texts of at least BATCH characters together, but for the last."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
