@@ -97,7 +97,7 @@ def test_parquet_with_damaged_pages(tokenizer: Path, tmp_path: Path) -> None:
     assert f"{path} is damaged" in refused(path, "-o", tmp_path / "p", "--tokenizer", tokenizer)
 
 
-def test_a_truncated_file_after_whole_ones_leaves_nothing(
+def test_a_truncated_file_after_whole_ones_leaves_the_work_on_them_alone(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("neoxkit.data.text.reading.BLOCK", 500)
@@ -105,8 +105,9 @@ def test_a_truncated_file_after_whole_ones_leaves_nothing(
     whole = jsonl(tmp_path / "a.jsonl", rows(100))
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(whole.read_bytes())[:-20])
     before = set(tmp_path.iterdir())
-    refused(whole, tmp_path / "b.jsonl.gz", "-o", tmp_path / "p", "--tokenizer", tokenizer)
-    assert set(tmp_path.iterdir()) == before
+    said = refused(whole, tmp_path / "b.jsonl.gz", "-o", tmp_path / "p", "--tokenizer", tokenizer)
+    assert said.endswith("the same command then goes on")
+    assert set(tmp_path.iterdir()) == {*before, tmp_path / ".p.partial"}
 
 
 def test_odd_but_right(tokenizer: Path, tmp_path: Path) -> None:
