@@ -55,6 +55,9 @@ def options() -> str:
 def results() -> str:
     """The page of what commands print with `--json`: the docstrings of what makes it."""
     from neoxkit.checkpoint.retention import Removal
+    from neoxkit.cli.data_chat import show as supervised_json
+    from neoxkit.cli.data_show import stretch_json
+    from neoxkit.cli.tokenize import report_json
     from neoxkit.cli.verify import against_json
     from neoxkit.convert.compare import Comparison
     from neoxkit.convert.contents import Report
@@ -74,6 +77,9 @@ def results() -> str:
         "push": [Published.json],
         "generate": [Answer.json],
         "scores": [Scores.json],
+        "data tokenize": [report_json],
+        "data chat, neoxkit data pairs": [supervised_json],
+        "data show": [stretch_json],
         "data info": [summary],
         "data count": [count],
     }

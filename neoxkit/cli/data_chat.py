@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from neoxkit.cli import options
+from neoxkit.log import counted
 
 if TYPE_CHECKING:
     from neoxkit.data.prepare.examples import Recipe, Wanted
@@ -119,7 +120,13 @@ def _parted(given: dict[str, Any], learning: Any) -> tuple[Request, Callable[[Ca
 
 
 def show(report: Report, as_json: bool) -> None:
-    """Print what was written."""
+    """Print what was written. As JSON:
+
+    outputs    [{"prefix", "columns", "documents", "tokens", "learned", "bytes", "cut"}]: learned counts tokens, cut
+               documents that lost their end
+    skipped    {kind of fault: rows}
+    seconds
+    """
     counts = ("documents", "tokens", "learned", "bytes", "cut")
     outputs = [
         {"prefix": str(each.prefix), "columns": each.columns} | {name: getattr(each, name) for name in counts}
@@ -133,8 +140,9 @@ def show(report: Report, as_json: bool) -> None:
     for each in report.outputs:
         cut = f", {each.cut:,} of them cut" if each.cut else ""
         click.echo(
-            f"{each.prefix}: {each.documents:,} documents{cut}, {each.tokens:,} tokens, of which {each.learned:,} "
-            f"({each.learned / each.tokens:.1%}) are learned; columns {', '.join(each.columns)}"
+            f"{each.prefix}: {counted(each.documents, 'document')}{cut}, {counted(each.tokens, 'token')}, "
+            f"of which {each.learned:,} ({each.learned / each.tokens:.1%}) are learned; "
+            f"columns {', '.join(each.columns)}"
         )
     tokens = sum(each.tokens for each in report.outputs)
     click.echo(f"{report.seconds:.1f} s, {tokens / max(report.seconds, 1e-9):,.0f} tokens/s")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from neoxkit.cli import options
+from neoxkit.log import counted
 
 PREFIXES = click.argument("prefixes", nargs=-1, required=True, metavar="PREFIX...", type=click.Path(path_type=Path))
 
@@ -93,7 +94,7 @@ def merge(prefixes: tuple[Path, ...], output: Path, any_tokenizer: bool, force: 
     from neoxkit.data.tokens.merge import merge as run
 
     done = run(prefixes, output, force=force, any_tokenizer=any_tokenizer)
-    click.echo(f"{output}: {done.documents:,} documents, {done.tokens:,} tokens, {done.dtype.name}")
+    click.echo(f"{output}: {counted(done.documents, 'document')}, {counted(done.tokens, 'token')}, {done.dtype.name}")
 
 
 NAMES = ("train", "valid", "test")
@@ -125,7 +126,7 @@ def split(
         raise ConfigError("--seed is of --shuffle", "give both, or leave it out")
     shares = _shares(weights, names)
     for part in run(prefix, output, shares, seed=(1234 if seed is None else seed) if shuffle else None, force=force):
-        click.echo(f"{part.prefix}: {len(part.documents):,} documents, {part.tokens:,} tokens")
+        click.echo(f"{part.prefix}: {counted(len(part.documents), 'document')}, {counted(part.tokens, 'token')}")
 
 
 def _shares(weights: str, names: str | None) -> list[tuple[str, float]]:

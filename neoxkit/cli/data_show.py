@@ -12,6 +12,7 @@ import click
 
 from neoxkit.cli import options
 from neoxkit.errors import DataError
+from neoxkit.log import counted
 
 if TYPE_CHECKING:
     from neoxkit.data.rows.display import Stretch
@@ -69,7 +70,7 @@ def show(what: Path, numbers: range, tokenizer: Path | None, tokens: int, as_jso
     for title, stretches in found:
         kept = list(_first(stretches, tokens))
         if as_json:
-            click.echo(json.dumps({"title": title, "stretches": [_told(each, known) for each in kept]}))
+            click.echo(json.dumps({"title": title, "stretches": [stretch_json(each, known) for each in kept]}))
             continue
         left = sum(len(each.ids) for each in stretches) - sum(len(each.ids) for each in kept)
         # With the special tokens: whether what ends a document, or a turn, is learned is what one looks for.
@@ -92,7 +93,7 @@ def _documents(prefix: Path, numbers: range) -> Iterator[tuple[str, list[Stretch
             raise DataError(f"{file.idx} has {len(file):,} documents, and not number {number}", "ask for another")
         ids = file[number].tolist()
         learned = [True] * len(ids) if labels is None else (labels[number] != IGNORED).tolist()
-        yield f"document {number} of {prefix}: {len(ids):,} tokens", stretches(ids, learned, [0] * len(ids))
+        yield f"document {number} of {prefix}: {counted(len(ids), 'token')}", stretches(ids, learned, [0] * len(ids))
 
 
 def _samples(path: Path, numbers: range) -> tuple[Iterator[tuple[str, list[Stretch]]], str | None, list[str]]:
@@ -128,6 +129,13 @@ def _first(found: list[Stretch], tokens: int) -> Iterator[Stretch]:
             yield replace(stretch, ids=stretch.ids[: tokens - stretch.first])
 
 
-def _told(stretch: Stretch, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def stretch_json(stretch: Stretch, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Ready for JSON. A line for each document, or sample, {"title", "stretches"}, with stretches of it:
+
+    document    its number in the sample, from 0; -1: padding
+    learned     whether its tokens are
+    ids
+    text        with a tokenizer
+    """
     text = {} if tokenizer is None else {"text": tokenizer.decode(stretch.ids, special=True)}
     return {"document": stretch.document, "learned": stretch.learned, "ids": list(stretch.ids), **text}

@@ -9,6 +9,7 @@ import click
 
 from neoxkit.cli import options
 from neoxkit.data.text.sources import Selection
+from neoxkit.log import counted
 
 if TYPE_CHECKING:
     from neoxkit.data.prepare.request import Part
@@ -87,7 +88,7 @@ def tokenize(
     selection = Selection(include, exclude, keys)
     report = run(Request(inputs=inputs, datasets=named, prefix=prefix, selection=selection, **rest))
     if as_json:
-        click.echo(_json(report))
+        click.echo(report_json(report))
         return
     for part in report.parts:
         click.echo(_line(part))
@@ -96,8 +97,8 @@ def tokenize(
 
 def _line(part: Part) -> str:
     return (
-        f"{part.prefix}: {part.documents:,} documents, {part.bytes / 1e6:,.1f} MB of text, "
-        f"{part.tokens:,} tokens ({part.bytes / max(part.tokens, 1):.2f} bytes each)"
+        f"{part.prefix}: {counted(part.documents, 'document')}, {part.bytes / 1e6:,.1f} MB of text, "
+        f"{counted(part.tokens, 'token')} ({part.bytes / max(part.tokens, 1):.2f} bytes each)"
     )
 
 
@@ -110,7 +111,14 @@ def _speed(report: Report) -> str:
     )
 
 
-def _json(report: Report) -> str:
+def report_json(report: Report) -> str:
+    """What was written, as JSON:
+
+    parts               [{"prefix", "part", "key", "documents", "tokens", "bytes"}]: part is all, train or heldout
+    tokenizer, vocab    the tokenizer that was used, and its entries
+    skipped             {kind of fault: documents}
+    seconds             of the encoding alone
+    """
     import json
 
     parts = [
