@@ -134,6 +134,12 @@ class Data(Node):
         return self
 
     @property
+    def weighed(self) -> bool:
+        """Whether several sources are taken by weights that somebody gave."""
+        given = self.weigh_by_documents is not None or any(source.weight for source in self.train)
+        return given and len(self.train) > 1
+
+    @property
     def isolated(self) -> bool:
         """Whether attention and positions stay within documents."""
         return self.packing != "packed" if self.within_documents is None else self.within_documents

@@ -221,8 +221,7 @@ class RunConfig(Node):
             )
         if self.steps:  # otherwise they follow from the data
             yield from self._schedule_problems()
-        weighed = self.data.weigh_by_documents is not None or any(source.weight for source in self.data.train)
-        if self.epochs and weighed and len(self.data.train) > 1:
+        if self.epochs and self.data.weighed:
             cause = "epochs: sources that are taken by weight are not read equally often"
             yield Problem("epochs", cause, "leave out the weights, or give steps instead of epochs")
         yield from self._growth_problems()

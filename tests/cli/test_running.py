@@ -66,7 +66,7 @@ def test_an_end_of_text_is_no_full_context(here: Path) -> None:
 def test_the_globs_of_folders_are_told() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     said = " ".join(run("data tokenize --help").stdout.split())
-    assert "of a folder *.txt, *.md, *.jsonl and *.parquet at any depth" in said
+    assert "of a folder *.txt, *.md, *.jsonl, *.ndjson and *.parquet at any depth" in said
     for glob in Selection().include:
         assert glob in said
         assert f"`{glob}`" in readme
