@@ -47,11 +47,7 @@ class RunConfig(Node):
     batch: Batch = Field(description="Samples of a step.")
     optimizer: Optimizer = Field(description="How weights learn; adamw unless kind says otherwise.")
     steps: int = Field(ge=0, description="Optimiser steps of the whole run. As many as epochs take when left out.")
-    epochs: int | None = Field(
-        None,
-        gt=0,
-        description="How often the run learns from all of its data, in place of steps.",
-    )
+    epochs: int | None = Field(None, gt=0, description="How often it learns from all its data, in place of steps.")
     save: Save = Field(description="Where the run lives.")
     load: str | None = Field(
         None, description="A checkpoint whose weights the run begins with (fine-tuning); null: random weights."

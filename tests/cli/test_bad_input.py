@@ -75,7 +75,7 @@ TRAIN = [
          write("tokens.idx", b"x" * 99)),
     Case("tokens cut short", "train new.yaml", "tokens.bin is truncated: ", cut("tokens.bin", -2)),
     Case("index cut short", "train new.yaml", "tokens.idx is truncated: ", cut("tokens.idx", 60)),
-    Case("too little text", "train new.yaml --set model.context=99999", "tokens.bin ... ; give more text, lower data.sequence"),
+    Case("too little text", "train new.yaml --set model.context=99999", "tokens.bin ... ; give more text, lower"),
     Case("another tokenizer", "train new.yaml", "tokens was made with tokenizer sha256: ... , not sha256: ... ; name",
          edit("tokens-tokenizer/tokenizer.json", "{\n", "{ \n")),
     Case("no tokenizer", "train new.yaml --set data.tokenizer=text", "text: no tokenizer.json; give"),
