@@ -40,8 +40,9 @@ def shared(command: Decorated) -> Decorated:
                      help="The most tokens that a document may have."),
         click.option("--overlong", type=click.Choice(["skip", "cut"]), default="skip", show_default=True,
                      help="What to do with one that has more: leave it out, or keep its beginning."),
-        click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-                     help="Processes that apply the template and tokenize. The files are the same for any number."),
+        click.option("--workers", type=click.IntRange(min=1), metavar="N",
+                     help="Processes that apply the template and tokenize; the files are the same for any number. "
+                          "[default: the cores, fewer for small inputs]"),
         click.option("--strict", is_flag=True, help="Stop at the first row that cannot be used, and write nothing."),
         click.option("--rejects", type=click.Path(path_type=Path), metavar="FILE",
                      help="List each row that was skipped, and why."),

@@ -22,6 +22,7 @@ from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.errors import NeoxkitError
 from neoxkit.eval.desk import Answer, Ask, Desk, answered
 from neoxkit.log import silence
+from neoxkit.machine import cores
 from neoxkit.serve.interrupts import interrupts
 from neoxkit.serve.start import Serving
 
@@ -220,7 +221,7 @@ def _answer(end: Connection, desk: Desk) -> None:
 def share(number: int, copies: int) -> None:
     """Take this copy's part of the machine: of its processors, or of its GPUs."""
     if "OMP_NUM_THREADS" not in os.environ:
-        threads = max(1, (os.cpu_count() or 1) // copies)
+        threads = max(1, cores() // copies)
         torch.set_num_threads(threads)
     given = os.environ.get(DEVICES)
     devices = given.split(",") if given else [str(each) for each in range(torch.cuda.device_count())]

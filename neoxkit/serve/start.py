@@ -29,6 +29,7 @@ from neoxkit.convert.tokenizer import check_vocabulary, stop_ids
 from neoxkit.data.tokenizer import FILE, Tokenizer
 from neoxkit.errors import ConfigError, NeoxkitError
 from neoxkit.log import note
+from neoxkit.machine import cores
 from neoxkit.mesh import Mesh
 from neoxkit.native.build import reason as why_not_native
 from neoxkit.nn.decoder import Decoder, form_groups
@@ -197,7 +198,7 @@ def build(wanted: Wanted, opened: Checkpoint | Foreign, world: World) -> Runner 
     if device.type == "cuda" and world.size > 1:
         device = torch.device("cuda", world.local_rank)
     if device.type == "cpu" and world.size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.size))
+        torch.set_num_threads(max(1, cores() // world.size))
     config = opened.config
     groups = LOCAL if world.size == 1 else form_groups(config, Mesh(tp=world.size), device)
     if device.type == "cpu" and world.first and (reason := why_not_native()):

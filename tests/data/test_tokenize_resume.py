@@ -21,10 +21,11 @@ from neoxkit.data.prepare import journal, workers
 from neoxkit.data.prepare.encode import Encoder, Recipe
 from neoxkit.data.prepare.request import Chain
 from neoxkit.data.prepare.results import Results
-from neoxkit.data.prepare.workers import WorkerLostError, receive, send, started
+from neoxkit.data.prepare.workers import WorkerLostError, number_of, receive, send, started
 from neoxkit.data.text import reading
 from neoxkit.data.text.documents import Parser
 from neoxkit.data.text.pieces import Block, Lines, Position
+from neoxkit.data.text.sources import Source
 from neoxkit.errors import DataError
 
 SCRIPT = Path(__file__).with_name("tokenize_killed.py")
@@ -55,7 +56,7 @@ def attempt(saver: Saver, folder: Path, act: str, kill_at: int) -> tuple[int, st
     """The signal that ended it, and before which step it killed itself; or 0 and how many steps it took."""
     saver.begin(folder, 0, kill_at, act)
     code, said = saver.end()
-    if said == f"{folder / 'r.txt'} exists; give --force to replace it, or another prefix":
+    if said == f"{folder / 'r.txt'} exists; give --force to replace it, or write elsewhere":
         return 0, said  # the one before was killed after its last step but for the removal of an empty folder
     return code, said
 
@@ -243,12 +244,13 @@ BLOCK = Block((Lines("x", 1, b'{"text": "self"}\n'),), Position(1), 17, 17)
 
 
 def test_a_lost_worker_is_told_of(corpus: Path) -> None:
-    with started(recipe(corpus), 2) as pool:
-        assert pool.encode(BLOCK, None).result() == Encoder(recipe(corpus)).encode(BLOCK.pieces)
+    with started(2) as pool:
+        pool.tell(recipe(corpus))
+        assert pool.ask(BLOCK.pieces, None).result() == Encoder(recipe(corpus)).encode(BLOCK.pieces)
         for child in pool._children:  # type: ignore[attr-defined]
             os.kill(child.pid, signal.SIGKILL)
         with pytest.raises(WorkerLostError, match=r"a worker process ended, with exit code .*fewer --workers"):
-            pool.encode(BLOCK, None).result()
+            pool.ask(BLOCK.pieces, None).result()
 
 
 def test_what_was_done_before_a_worker_was_lost_is_kept(
@@ -273,7 +275,8 @@ def test_what_was_done_before_a_worker_was_lost_is_kept(
 
 
 def test_workers_end_with_the_process_that_started_them(corpus: Path) -> None:
-    with started(recipe(corpus), 2) as pool:
+    with started(2) as pool:
+        pool.tell(recipe(corpus))
         children = pool._children  # type: ignore[attr-defined]
         for child in children:
             child.stdin.close()  # as when it is killed
@@ -281,10 +284,41 @@ def test_workers_end_with_the_process_that_started_them(corpus: Path) -> None:
 
 
 def test_an_error_in_a_worker_is_raised_here(corpus: Path) -> None:
-    with started(recipe(corpus), 2) as pool:
+    with started(2) as pool:
+        pool.tell(recipe(corpus))
         wrong = Block((None,), Position(1), 1, 1)  # type: ignore[arg-type]
         with pytest.raises(AttributeError, match="rows"):
-            pool.encode(wrong, None).result()
+            pool.ask(wrong.pieces, None).result()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the threads of a process are told by Linux alone")
+def test_a_worker_has_one_thread_so_that_its_allocations_take_no_locks(corpus: Path) -> None:
+    with started(1) as pool:
+        pool.tell(recipe(corpus))
+        pool.ask(BLOCK.pieces, None).result()
+        (child,) = pool._children  # type: ignore[attr-defined]
+        assert "\nThreads:\t1\n" in Path(f"/proc/{child.pid}/status").read_text()
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes", "number"),
+    [
+        (None, [1000], 0),
+        (None, [5 << 20], 2),
+        (None, [3 << 20, 1 << 30], 4),
+        (None, [1000, None], 4),
+        (1, [1000], 0),
+        (1, [1 << 30], 1),
+        (1, [None], 1),
+        (7, [1000], 7),
+    ],
+)
+def test_no_more_processes_than_the_text_is_worth(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, sizes: list[int | None], number: int
+) -> None:
+    monkeypatch.setattr("neoxkit.data.prepare.workers.cores", lambda: 4)
+    sources = [Source(Path("a.txt"), "a.txt", "a", size) for size in sizes]
+    assert number_of(asked, sources) == number
 
 
 def test_messages_that_break_off(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_the_command_makes_a_folder_and_says_how_well_it_does(text: Path, tmp_pa
     command = f"data train-tokenizer {text} -o {tmp_path / 't'} --vocab 400 --key body"
     done = run(f"{command} --json")
     assert done.exit_code == 0, done.stderr
-    assert f"skipped 1 document, the first at {text}/a.jsonl:301: broken JSON" in done.stderr
+    assert f"skipped 1 document (broken JSON), the first at {text}/a.jsonl:301" in done.stderr
     report = json.loads(done.stdout)
     ours = Tokenizer(tmp_path / "t")
     assert (report["entries"], report["fingerprint"], report["held_out"]) == (ours.vocab, ours.fingerprint, True)

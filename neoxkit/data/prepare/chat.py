@@ -9,7 +9,7 @@ from neoxkit.data.prepare.columns import Output
 from neoxkit.data.prepare.conversations import Passage, conversation_of
 from neoxkit.data.prepare.examples import Recipe, Wanted
 from neoxkit.data.prepare.supervised import Report, Request, sources, write
-from neoxkit.data.text.documents import UnusableError
+from neoxkit.data.text.documents import NOTHING_LEARNED, UnusableError
 
 
 def chat(request: Request, recipe: Recipe) -> Report:
@@ -37,5 +37,5 @@ def chat_row(value: Any, key: str | None = None, mask_before: str | None = None)
     if not found:
         raise UnusableError(f'no "{mask_before}" in it')
     if not answer:
-        raise UnusableError("nothing to learn", f'the text ends with "{mask_before}"')
+        raise UnusableError(NOTHING_LEARNED, f'the text ends with "{mask_before}"')
     return Wanted([Passage(asked + found, answer)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,10 @@ class Recipe:
     dtype: str
     holdout: float
     literal: bool = False
+
+    def begin(self) -> Callable[[Sequence[Piece], int | None], Encoded]:
+        """What turns pieces into tokens, of so many usable rows."""
+        return Encoder(self).encode
 
 
 @dataclass

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from neoxkit.data.prepare.conversations import Conversation, Passage
 from neoxkit.data.prepare.spans import Learning, Writing
-from neoxkit.data.text.documents import Reject, UnusableError
+from neoxkit.data.text.documents import NOTHING_LEARNED, TOO_LONG, Reject, UnusableError
 from neoxkit.data.text.rows import Row
 from neoxkit.data.tokenizer import Spans
 from neoxkit.data.tokenizer.kinds import open_tokenizer
@@ -157,10 +157,10 @@ class Maker:
         """Why an example is of no use."""
         limit, length = self._recipe.max_tokens, len(example.ids)
         if limit is not None and length > limit and self._recipe.overlong == "skip":
-            return "too long", f"{length} tokens"
+            return TOO_LONG, f"{length} tokens"
         if not example.learned[:limit].any():
             within = f" among its first {limit} of {length} tokens" if limit is not None and length > limit else ""
-            return "nothing to learn", f"no token{within}"
+            return NOTHING_LEARNED, f"no token{within}"
         return None
 
     def _fitted(self, example: Example) -> Example:

@@ -187,7 +187,7 @@ def refuse_present(targets: Iterable[Path], force: bool) -> None:
     """Raise DataError when a target is there and is not to be replaced."""
     for target in targets:
         if target.exists() and not force:
-            raise DataError(f"{target} exists", "give --force to replace it, or another prefix")
+            raise DataError(f"{target} exists", "give --force to replace it, or write elsewhere")
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,6 @@ from neoxkit.errors import DataError
 
 LONGEST = 1 << 30
 """The most bytes of a line or document where nobody says: beyond it, it is taken for a fault of the file."""
-
-_WORTH = 2 << 20  # bytes of input for which another worker process is worth its start
-_UNPACKED = 4  # what a byte of a compressed file is taken to be
 
 
 def listed(sources: Sequence[Source]) -> str:
@@ -118,16 +114,6 @@ class Request:
             "--max-documents": self.max_documents,
             "--max-document": self.max_document,
         }
-
-    def processes(self, sources: Sequence[Source]) -> int:
-        """How many workers: those asked for, or the cores, but no more than the inputs are worth."""
-        if self.workers is not None:
-            return self.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if any(source.bytes is None for source in sources):
-            return cores
-        size = sum((source.bytes or 0) * (_UNPACKED if source.compression else 1) for source in sources)
-        return max(1, min(cores, size // _WORTH))
 
 
 @dataclass

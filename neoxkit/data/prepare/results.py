@@ -15,6 +15,7 @@ from neoxkit import __version__, log
 from neoxkit.data.prepare.encode import Encoded
 from neoxkit.data.prepare.journal import TRAINED, Journal
 from neoxkit.data.prepare.request import Part, Request, listed
+from neoxkit.data.prepare.skipped import remedy
 from neoxkit.data.text.documents import Reject
 from neoxkit.data.text.pieces import Block, Position
 from neoxkit.data.text.sources import Source
@@ -118,16 +119,8 @@ class Results:
         return DataError(
             f"{self._request.prefix}: {what[part.name]} (skipped: {sum(self.skipped.values())})"
             + "".join(f"; {kind}: {where}" for kind, where in list(self._first.items())[:3]),
-            self._remedy() if part.name == "all" else "give another --holdout, or more groups",
+            remedy(self.skipped) if part.name == "all" else "give another --holdout, or more groups",
         )
-
-    def _remedy(self) -> str:
-        """What to do where no document can be used."""
-        if any(kind.startswith("no key") for kind in self.skipped):
-            return "name with --key where a row has its text"
-        if "too long" in self.skipped:
-            return "raise --max-document"
-        return "give text that is UTF-8 and not empty"
 
     def _sidecar(self, part: Part, tokenizer: Tokenizer, eod: int) -> Sidecar:
         request = self._request

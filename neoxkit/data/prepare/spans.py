@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from neoxkit.data.prepare.conversations import Conversation, Message
-from neoxkit.data.text.documents import UnusableError
+from neoxkit.data.text.documents import NOTHING_LEARNED, UnusableError
 from neoxkit.data.tokenizer import Spans
 from neoxkit.data.tokenizer.template import ChatTemplate
 from neoxkit.errors import ConfigError
@@ -40,7 +40,7 @@ class Learning:
         found = [at for at, message in enumerate(messages) if message["role"] in self.roles]
         found = [at for at in (found[-1:] if self.only_last else found) if learn[at]]
         if not found:
-            raise UnusableError("nothing to learn", f"no message of {' or '.join(sorted(self.roles))} that is learned")
+            raise UnusableError(NOTHING_LEARNED, f"no message of {' or '.join(sorted(self.roles))} that is learned")
         for at in found:
             if not any(messages[at].get(key) for key in _SAID):
                 raise UnusableError("empty message", f"message {at}, of {messages[at]['role']}, is to be learned")
@@ -99,7 +99,7 @@ class Writing:
                 )
             spans = [span for span, at in zip(spans, answers, strict=True) if at in chosen]
         if not any(start < end for start, end in spans):
-            raise UnusableError("nothing to learn", "the template marks nothing")
+            raise UnusableError(NOTHING_LEARNED, "the template marks nothing")
         return text, spans
 
     def shared(self, one: str, other: str) -> int:

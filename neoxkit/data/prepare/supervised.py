@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from neoxkit import log
 from neoxkit.data.prepare.columns import Output
 from neoxkit.data.prepare.examples import Made, Maker, Recipe
 from neoxkit.data.prepare.skipped import Skipped
-from neoxkit.data.text.documents import Reject
-from neoxkit.data.text.pieces import Block
+from neoxkit.data.prepare.workers import number_of, ordered, started
+from neoxkit.data.text.documents import NOTHING_LEARNED, TOO_LONG, Reject
+from neoxkit.data.text.pieces import Piece
 from neoxkit.data.text.reading import Reader
 from neoxkit.data.text.rows import Row, rows
 from neoxkit.data.text.sources import Dataset, Selection, Source, find
@@ -28,7 +26,7 @@ from neoxkit.errors import DataError
 LONGEST = 1 << 30
 """Bytes that a row, or a file that is one array, may have."""
 
-SELECTION = Selection(include=("*.jsonl", "*.ndjson", "*.json", "*.parquet"))
+SELECTION = Selection(include=("*.jsonl", "*.ndjson", "*.json", "*.parquet"), option=None)
 """The files of a folder that are read."""
 
 
@@ -41,7 +39,7 @@ class Request:
     strict: bool = False
     force: bool = False
     rejects: Path | None = None
-    workers: int = 1
+    workers: int | None = None
     datasets: tuple[Dataset, ...] = ()
 
 
@@ -66,95 +64,82 @@ def sources(request: Request) -> list[Source]:
 def write(request: Request, files: Sequence[Source], recipe: Recipe, outputs: Sequence[Output]) -> Report:
     """Write the outputs, all or none.
 
-    Raises DataError when a destination exists without `force`, no row can be used, or one cannot and `strict` is set.
+    Raises DataError when a destination exists without `force`, no row can be used, or one cannot and `strict` is set;
+    WorkerLostError for a lost process.
     """
-    maker = Maker(recipe)
     listing = [request.rejects] if request.rejects else []
     with ExitStack() as stack:
+        workers = stack.enter_context(started(number_of(request.workers, files)))
+        maker = Maker(recipe)
+        workers.tell(_Job(recipe, maker))
         stack.enter_context(named(request.prefix))
         targets = [target for output in outputs for target in output.targets()]
         stage = stack.enter_context(Stage([*listing, *targets], request.force))
-        started = time.monotonic()
+        begun = time.monotonic()
         skipped = Skipped(request.strict, stage.path(request.rejects) if request.rejects else None)
         stack.callback(skipped.close)
         for output in outputs:
             output.open(stage, stack, maker.tokenizer.vocab)
         with log.progress("tokenize", sum(file.bytes or 0 for file in files)) as progress:
-            for each in _made(request, files, recipe, maker, progress.advance):
-                if isinstance(each, Reject):
-                    skipped.add(each)
-                    continue
-                scores = each.scores or itertools.repeat(None, len(outputs))
-                for output, example, score in zip(outputs, each.examples, scores, strict=True):
-                    output.add(example, score)
+            blocks = Reader(files, None, LONGEST).blocks()
+            for block, made in ordered(workers, blocks, lambda block: workers.ask(block.pieces)):
+                for each in made:
+                    _add(each, outputs, skipped)
+                progress.advance(block.read)
         skipped.close()
         if not outputs[0].documents:
             first = "".join(f", the first: {reject}" for reject in itertools.islice(skipped.first.values(), 1))
             raise DataError(
                 f"{request.prefix}: no row can be used (skipped: {sum(skipped.counts.values())}{first})",
-                "give rows of one of the shapes in docs/chat-data.md",
+                _remedy(skipped.counts),
             )
         for output in outputs:
             output.close(maker, skipped.counts)
         stage.commit()
     skipped.report()
-    return Report(outputs, skipped.counts, time.monotonic() - started)
+    return Report(outputs, skipped.counts, time.monotonic() - begun)
+
+
+def _remedy(counts: Mapping[str, int]) -> str:
+    """What to do about the commonest fault, where no row can be used."""
+    kind = max(counts, key=counts.__getitem__, default="")
+    if kind == NOTHING_LEARNED:
+        return "raise --max-tokens if it is low, or let other messages be learned"
+    if kind == TOO_LONG:
+        return "raise --max-tokens, or give --overlong cut"
+    return "give rows of one of the shapes in docs/chat-data.md"
+
+
+def _add(made: Made | Reject, outputs: Sequence[Output], skipped: Skipped) -> None:
+    if isinstance(made, Reject):
+        skipped.add(made)
+        return
+    scores = made.scores or itertools.repeat(None, len(outputs))
+    for output, example, score in zip(outputs, made.examples, scores, strict=True):
+        output.add(example, score)
 
 
 def all_rows(files: Sequence[Source]) -> Iterator[Row | Reject]:
     """The rows of all files in order. Raises as Reader does."""
-    return (row for block in Reader(files, None, LONGEST).blocks() for row in rows(block, LONGEST))
+    return (row for block in Reader(files, None, LONGEST).blocks() for row in rows(block.pieces, LONGEST))
 
 
-def _made(
-    request: Request, files: Sequence[Source], recipe: Recipe, maker: Maker, advance: Callable[[int], None]
-) -> Iterator[Made | Reject]:
-    """What the rows become, in order, whatever the number of processes."""
-    blocks = Reader(files, None, LONGEST).blocks()
-    if request.workers == 1:
-        for block in blocks:
-            batch = list(rows(block, LONGEST))
-            yield from _interleaved(batch, maker.make([each for each in batch if isinstance(each, Row)]))
-            advance(block.read)
-        return
-    context = multiprocessing.get_context("spawn")  # threads of the tokenizers library do not survive a fork
-    with ProcessPoolExecutor(request.workers, context, _begin, (recipe,)) as pool:
-        coming: deque[tuple[Block, Future[list[Made | Reject]]]] = deque()
-        try:
-            for block in blocks:
-                coming.append((block, pool.submit(_make, block)))
-                if len(coming) > 2 * request.workers:
-                    done, future = coming.popleft()
-                    yield from future.result()
-                    advance(done.read)
-            for done, future in coming:
-                yield from future.result()
-                advance(done.read)
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a worker ended before its work was done, for want of memory perhaps", "give fewer --workers"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+class _Job:
+    """How blocks become examples. Of the maker that is here, a copy in another process makes its own."""
 
+    def __init__(self, recipe: Recipe, maker: Maker | None = None) -> None:
+        self._recipe, self._maker = recipe, maker
 
-def _interleaved(batch: Sequence[Row | Reject], made: Sequence[Made | Reject]) -> Iterator[Made | Reject]:
-    """What a batch became: rows that could not be read stay where they were."""
-    rest = iter(made)
-    for each in batch:
-        yield each if isinstance(each, Reject) else next(rest)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._recipe,)
 
+    def begin(self) -> Callable[[Sequence[Piece]], list[Made | Reject]]:
+        """What makes examples of a block's pieces, in order; rows that could not be read stay where they were."""
+        maker = self._maker or Maker(self._recipe)
 
-_maker: Maker | None = None
-"""Of a worker: made when it begins, and used for all that it is given."""
+        def make(pieces: Sequence[Piece]) -> list[Made | Reject]:
+            batch = list(rows(pieces, LONGEST))
+            made = iter(maker.make([each for each in batch if isinstance(each, Row)]))
+            return [each if isinstance(each, Reject) else next(made) for each in batch]
 
-
-def _begin(recipe: Recipe) -> None:
-    global _maker
-    _maker = Maker(recipe)
-
-
-def _make(block: Block) -> list[Made | Reject]:
-    assert _maker is not None
-    batch = list(rows(block, LONGEST))
-    return list(_interleaved(batch, _maker.make([each for each in batch if isinstance(each, Row)])))
+        return make

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neoxkit import log
-from neoxkit.data.prepare.encode import Recipe
+from neoxkit.data.prepare.encode import Encoded, Recipe
 from neoxkit.data.prepare.journal import TRAINED, Journal, refuse_present
 from neoxkit.data.prepare.request import Part, Request
 from neoxkit.data.prepare.results import Results, behind
-from neoxkit.data.prepare.workers import ordered, started
+from neoxkit.data.prepare.workers import Workers, number_of, ordered, started
 from neoxkit.data.text.documents import Document, Parser, Reject, held_out, thinned
-from neoxkit.data.text.pieces import Position
+from neoxkit.data.text.pieces import Block, Position
 from neoxkit.data.text.reading import Reader
 from neoxkit.data.text.sources import Source, find
 from neoxkit.data.tokenizer import FILE, Tokenizer
@@ -66,16 +66,17 @@ def tokenize(request: Request) -> Report:
     request.validate()
     _load_libraries(request)
     sources = find(request.inputs, request.selection, request.datasets)
-    given = None if request.tokenizer is None else open_tokenizer(request.tokenizer)
-    if given is not None:
-        _ends(given, request)
-    with named(request.prefix):
+    # Workers first: while they start, the tokenizer is looked at.
+    with started(number_of(request.workers, sources)) as workers, named(request.prefix):
+        given = None if request.tokenizer is None else open_tokenizer(request.tokenizer)
+        if given is not None:
+            _ends(given, request)
         identity = request.identity(sources, _known(given) if given else None)
         journal = Journal(
             request.prefix, identity, request.force, lambda state: behind(sources, Position(**state["at"]))
         )
         try:
-            return _Work(request, sources, journal, given).run()
+            return _Work(request, sources, journal, given, workers).run()
         except KeyboardInterrupt:
             became = "give the same command again to go on" if journal.keeps else "nothing was written"
             raise KeyboardInterrupt(became) from None
@@ -108,9 +109,15 @@ class _Work:
     """One request at work, from where a journal says."""
 
     def __init__(
-        self, request: Request, sources: Sequence[Source], journal: Journal, tokenizer: Tokenizer | None
+        self,
+        request: Request,
+        sources: Sequence[Source],
+        journal: Journal,
+        tokenizer: Tokenizer | None,
+        workers: Workers,
     ) -> None:
         self._request, self._sources, self._journal, self._given = request, sources, journal, tokenizer
+        self._workers = workers
         self._parser = Parser(request.selection.keys, request.max_document, request.ftfy)
         self._reader = Reader(sources, request.selection.keys, request.max_document)
         self._results = Results(request, journal, sources)
@@ -229,11 +236,11 @@ class _Work:
             holdout=request.holdout,
         )
         total = sum(source.bytes or 0 for source in self._sources)
-        number = request.processes(self._sources)
-        with log.progress("tokenize", total) as progress, started(recipe, number) as workers:
+        self._workers.tell(recipe)
+        with log.progress("tokenize", total) as progress:
             progress.advance(results.read)
             try:
-                for block, done in ordered(workers, self._reader.blocks(results.at), number, self._wanted):
+                for block, done in self._encoded():
                     results.append(block, done)
                     progress.advance(block.read)
                     progress.describe(f"{results.rows:,} documents, {self._made()[1]:,} tokens")
@@ -246,6 +253,18 @@ class _Work:
             except (KeyboardInterrupt, NeoxkitError):
                 results.save()
                 raise
+
+    def _encoded(self) -> Iterator[tuple[Block, Encoded]]:
+        """What is left of the sources, and what it gave, up to the last row that is wanted."""
+        ask = self._workers.ask
+        found = ordered(
+            self._workers, self._reader.blocks(self._results.at), lambda block: ask(block.pieces, self._wanted())
+        )
+        while (most := self._wanted()) != 0 and (each := next(found, None)):
+            block, done = each
+            if most is not None and done.rows > most:  # it was begun when it was not known how many those before have
+                done = ask(block.pieces, most).result()
+            yield block, done
 
     def _wanted(self) -> int | None:
         """How many more rows are wanted; None for all."""

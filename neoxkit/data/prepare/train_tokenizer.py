@@ -9,6 +9,7 @@ from pathlib import Path
 
 from neoxkit import log
 from neoxkit.data.prepare.request import LONGEST
+from neoxkit.data.prepare.skipped import Skipped, remedy
 from neoxkit.data.text.documents import Document, Parser, held_out, thinned
 from neoxkit.data.text.reading import Reader
 from neoxkit.data.text.sources import Selection, Source, find
@@ -71,7 +72,9 @@ def train_tokenizer(request: Request) -> Report:
             train(_texts(whole, min(1.0, request.train_bytes / max(total, 1)), heard), request.recipe, aside)
         if not heard.bytes:
             raise DataError(
-                f"no text to train a tokenizer on in {log.counted(len(sources), 'file')}", "give text that is UTF-8"
+                f"no text to train a tokenizer on in {log.counted(len(sources), 'file')}"
+                + "".join(f"; {reject}" for reject in list(heard.skipped.first.values())[:3]),
+                remedy(heard.skipped.counts),
             )
         made = Tokenizer(aside)
         stage.commit()
@@ -96,7 +99,8 @@ class _Heard:
     """What was read: counts of what is trained on, some of it, and what is kept aside."""
 
     def __init__(self) -> None:
-        self.documents = self.bytes = self.skipped = self._aside = 0
+        self.documents = self.bytes = self._aside = 0
+        self.skipped = Skipped()
         self.first: list[str] = []
         self.aside: list[str] = []
 
@@ -120,17 +124,15 @@ def _documents(
     request: Request, sources: Sequence[Source], heard: _Heard, progress: log.Progress
 ) -> Iterator[Document]:
     """The documents to train on; what cannot be used is counted, and told."""
-    first = None
     parser = Parser(request.selection.keys, LONGEST)
     for block in Reader(sources, request.selection.keys, LONGEST).blocks():
         progress.advance(block.read)
         for item in parser.documents(block.pieces):
             if not isinstance(item, Document):
-                heard.skipped, first = heard.skipped + 1, first or item
+                heard.skipped.add(item)
             elif not (held_out(item.identity, HELD_OUT) and heard.keep_aside(item)):
                 yield item
-    if first is not None:
-        log.warn(f"skipped {log.counted(heard.skipped, 'document')}, the first at {first}")
+    heard.skipped.report("document")
 
 
 def _texts(found: Iterator[Document], share: float, heard: _Heard) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A worker process: it is told how text becomes tokens, and then given blocks until its pipe is closed."""
+"""A worker process: it is told its job, and then answers questions until its pipe is closed."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import pickle
 import sys
 import traceback
 
-from neoxkit.data.prepare.encode import Encoder
+import numpy  # noqa: F401 (with the next, what every job needs: imported while the job is not known yet)
+import tokenizers  # noqa: F401
+
 from neoxkit.data.prepare.workers import receive, send
 
 
 def main() -> None:
-    """Answer each message on stdin by one on stdout: what a block gave, or the error it caused."""
+    """Answer each message on stdin, after the job, by one on stdout: what it gave, or the error it caused."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     questions = sys.stdin.buffer
-    recipe = receive(questions)
-    if recipe is None:
+    job = receive(questions)
+    if job is None:
         return
-    encoder = Encoder(pickle.loads(recipe))
+    begun = pickle.loads(job).begin()
     while (question := receive(questions)) is not None:
         try:
-            answer = pickle.dumps(encoder.encode(*pickle.loads(question)), pickle.HIGHEST_PROTOCOL)
+            answer = pickle.dumps(begun(*pickle.loads(question)), pickle.HIGHEST_PROTOCOL)
         except Exception as error:  # noqa: BLE001 (it is raised where the block came from)
             answer = pickle.dumps(_carried(error), pickle.HIGHEST_PROTOCOL)
         try:

@@ -1,4 +1,4 @@
-"""Worker processes that turn blocks into tokens, and the order in which their work comes back.
+"""Worker processes that blocks are given to, and the order in which their work comes back.
 
 They are plain children, each with a pipe: when the command that started them is killed, the pipe breaks
 and they end, which those of multiprocessing and concurrent.futures do not; and a script that calls
@@ -14,18 +14,24 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
-from neoxkit.data.prepare.encode import Encoded, Encoder, Recipe
 from neoxkit.data.text.pieces import Block
+from neoxkit.data.text.sources import Source
 from neoxkit.errors import NeoxkitError
+from neoxkit.machine import cores
+
+Answer = TypeVar("Answer")
+Made = TypeVar("Made", covariant=True)
 
 _LENGTH = struct.Struct("<Q")
 _WAITING = 8 << 20  # bytes of text for each worker that may be read ahead of what is written
+_WORTH = 2 << 20  # bytes of input for which a worker process is worth its start
+_UNPACKED = 4  # what a byte of a compressed file is taken to be
 _MAIN = "import sys; sys.path[:] = sys.argv[1:]; from neoxkit.data.prepare.worker import main; main()"
 
 
@@ -33,50 +39,64 @@ class WorkerLostError(NeoxkitError):
     """A worker process ended before its work was done."""
 
 
-class Workers(Protocol):
-    """Those who encode blocks."""
+class Job(Protocol[Made]):
+    """What workers are for: a copy is sent to each."""
 
-    def encode(self, block: Block, limit: int | None) -> Future[Encoded]:
-        """Begin a block, of which `limit` rows at most are wanted."""
+    def begin(self) -> Callable[..., Made]:
+        """What answers questions. It is called by one thread."""
+
+
+class Workers(Protocol):
+    """Those who answer questions, once they are told their job. `number` of them are processes."""
+
+    number: int
+
+    def tell(self, job: Job[Any]) -> None:
+        """What they are for: said once, before the first question."""
+
+    def ask(self, *question: Any) -> Future[Any]:
+        """Begin to answer a question: the arguments of what the job began with."""
+
+
+def number_of(asked: int | None, sources: Sequence[Source]) -> int:
+    """How many worker processes: those asked for, or the cores, but no more than the inputs are worth.
+
+    0 when one is not worth its start: this process does its work then.
+    """
+    if asked is not None and asked > 1:
+        return asked
+    most, size = asked or cores(), 0
+    for source in sources:
+        if source.bytes is None:
+            return most
+        size += source.bytes * (_UNPACKED if source.compression else 1)
+    return min(most, size // _WORTH)
 
 
 def ordered(
-    workers: Workers, blocks: Iterator[Block], number: int, limit: Callable[[], int | None]
-) -> Iterator[tuple[Block, Encoded]]:
-    """Blocks with what became of them, in order. `limit` tells how many more rows are wanted, None for all."""
-    waiting: deque[tuple[Block, Future[Encoded]]] = deque()
+    workers: Workers, blocks: Iterator[Block], ask: Callable[[Block], Future[Answer]]
+) -> Iterator[tuple[Block, Answer]]:
+    """Blocks with what became of them, in order; so many are asked for ahead as keep the workers at work."""
+    waiting: deque[tuple[Block, Future[Answer]]] = deque()
     ahead = 0
     for block in blocks:
-        if limit() == 0:
-            break
-        waiting.append((block, workers.encode(block, limit())))
+        waiting.append((block, ask(block)))
         ahead += block.bytes
-        while waiting and (len(waiting) > 2 * number or ahead > number * _WAITING or number == 1):
+        while waiting and (len(waiting) > 2 * workers.number or ahead > workers.number * _WAITING):
             block, coming = waiting.popleft()
             ahead -= block.bytes
-            yield block, _within(workers, block, coming, limit())
-    while waiting:
-        block, coming = waiting.popleft()
-        if limit() == 0:
-            coming.cancel()
-            continue
-        yield block, _within(workers, block, coming, limit())
-
-
-def _within(workers: Workers, block: Block, coming: Future[Encoded], limit: int | None) -> Encoded:
-    """What became of a block, and of no more of its rows than are still wanted."""
-    found = coming.result()
-    return found if limit is None or found.rows <= limit else workers.encode(block, limit).result()
+            yield block, coming.result()
+    for block, coming in waiting:
+        yield block, coming.result()
 
 
 @contextmanager
-def started(recipe: Recipe, number: int) -> Iterator[Workers]:
-    """So many processes at work; of one, this."""
-    if number == 1:
-        with _one_core():
-            yield _Here(recipe)
+def started(number: int) -> Iterator[Workers]:
+    """So many processes at work; with 0, this one."""
+    if number == 0:
+        yield _Here()
         return
-    pool = _Pool(recipe, number)
+    pool = _Pool(number)
     try:
         yield pool
     finally:
@@ -101,23 +121,28 @@ def _one_core() -> Iterator[None]:
 class _Here:
     """This process."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._encoder = Encoder(recipe)
+    number = 0
 
-    def encode(self, block: Block, limit: int | None) -> Future[Encoded]:
-        done: Future[Encoded] = Future()
-        done.set_result(self._encoder.encode(block.pieces, limit))
+    def tell(self, job: Job[Any]) -> None:
+        self._answer = job.begin()
+
+    def ask(self, *question: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        with _one_core():
+            done.set_result(self._answer(*question))
         return done
 
 
 class _Pool:
     """Child processes, and for each a thread of this one that waits for it."""
 
-    def __init__(self, recipe: Recipe, number: int) -> None:
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    def __init__(self, number: int) -> None:
+        self.number = number
+        # A second thread, though idle, such as one that numpy's linear algebra keeps, makes each allocation slower,
+        # and the tokenizer does little else: it took 6 % longer.
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
         self._children: list[subprocess.Popen[bytes]] = []
-        self._recipe = pickle.dumps(recipe, pickle.HIGHEST_PROTOCOL)
         self._told: set[int] = set()
         self._lock = threading.Lock()
         for _ in range(number):
@@ -132,10 +157,13 @@ class _Pool:
             self._idle.put(child)
         self._threads = ThreadPoolExecutor(number)
 
-    def encode(self, block: Block, limit: int | None) -> Future[Encoded]:
-        return self._threads.submit(self._ask, block, limit)
+    def tell(self, job: Job[Any]) -> None:
+        self._job = pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
 
-    def _ask(self, block: Block, limit: int | None) -> Encoded:
+    def ask(self, *question: Any) -> Future[Any]:
+        return self._threads.submit(self._ask, question)
+
+    def _ask(self, question: tuple[Any, ...]) -> Any:
         child = self._idle.get()
         assert child.stdin is not None
         assert child.stdout is not None
@@ -144,8 +172,8 @@ class _Pool:
                 new = child.pid not in self._told
                 self._told.add(child.pid)
             if new:
-                send(child.stdin, self._recipe)
-            send(child.stdin, pickle.dumps((block.pieces, limit), pickle.HIGHEST_PROTOCOL))
+                send(child.stdin, self._job)
+            send(child.stdin, pickle.dumps(question, pickle.HIGHEST_PROTOCOL))
             answer = receive(child.stdout)
         except (OSError, EOFError, ValueError):
             answer = None
@@ -153,13 +181,12 @@ class _Pool:
             self._idle.put(child)
             raise WorkerLostError(
                 f"a worker process ended, with exit code {child.poll()}",
-                "if memory ran out, use fewer --workers; the same command goes on where this one was",
+                "if memory ran out, use fewer --workers, and give the command again",
             )
         self._idle.put(child)
         found: Any = pickle.loads(answer)
         if isinstance(found, Exception):
             raise found
-        assert isinstance(found, Encoded)
         return found
 
     def close(self) -> None:

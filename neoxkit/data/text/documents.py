@@ -10,6 +10,11 @@ from typing import Any
 
 from neoxkit.data.text.pieces import Fault, Lines, Piece, Whole
 
+TOO_LONG = "too long"
+NO_KEY = "no key"
+NOTHING_LEARNED = "nothing to learn"
+"""Kinds of faults for which there is a remedy."""
+
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -103,7 +108,7 @@ class Parser:
 
     def _text(self, row: Any, key: str) -> str:
         if not isinstance(row, dict) or key not in row:
-            raise UnusableError(f'no key "{key}"')
+            raise UnusableError(f'{NO_KEY} "{key}"')
         text = row[key]
         if isinstance(text, bytes):
             text = decoded(text)
@@ -125,7 +130,7 @@ class Parser:
 
 def too_long(longest: int) -> UnusableError:
     """The fault of a line or document of more bytes than are allowed."""
-    return UnusableError("too long", f"more than {longest:,} bytes")
+    return UnusableError(TOO_LONG, f"more than {longest:,} bytes")
 
 
 def parsed(line: bytes, longest: int) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from neoxkit.data.text.documents import Reject, UnusableError, parsed, split_lines
-from neoxkit.data.text.pieces import Block, Fault, Lines, Whole
+from neoxkit.data.text.pieces import Fault, Lines, Piece, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class Row:
         return Reject(self.where, kind, detail)
 
 
-def rows(block: Block, longest: int) -> Iterator[Row | Reject]:
-    """The rows of a block in order, and what in it is none. A line has at most `longest` bytes."""
-    for piece in block.pieces:
+def rows(pieces: Iterable[Piece], longest: int) -> Iterator[Row | Reject]:
+    """The rows of pieces in order, and what in them is none. A line has at most `longest` bytes."""
+    for piece in pieces:
         if isinstance(piece, Fault):
             yield Reject(piece.where, piece.kind, piece.detail)
         elif isinstance(piece, Whole):

@@ -23,7 +23,7 @@ _MAGIC = frozenset("*?[")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which files of a folder are text, and where a row has its own.
+    """Which files of a folder are text, and where a row has its own; `option` is what changes `include`, if anything.
 
     A pattern is matched against a file's path below the folder and against its name, both as they are and
     without the end that tells of compression; `exclude` against every folder on the way too, so "test"
@@ -33,6 +33,12 @@ class Selection:
     include: tuple[str, ...] = ("*.txt", "*.md", "*.jsonl", "*.ndjson", "*.parquet")
     exclude: tuple[str, ...] = ()
     keys: tuple[str, ...] = ("text",)
+    option: str | None = "--include"
+
+    @property
+    def advice(self) -> str:
+        """What to do where no file of a folder is wanted."""
+        return f'name what to take: {self.option} "*.py"' if self.option else "name the files themselves"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +121,7 @@ def find(inputs: Sequence[str | Path], selection: Selection, datasets: Sequence[
     if not found:
         raise DataError(
             f"no text found in {', '.join(map(str, inputs))}: no file is named {' or '.join(selection.include)}",
-            'name what to take: --include "*.py"',
+            selection.advice,
         )
     return found
 
@@ -191,7 +197,7 @@ def _remote(url: str, selection: Selection) -> Iterator[Source]:
             raise DataError(f"{url} cannot be reached: {cause}", "check the address and the network") from None
         raise DataError(f"{url}: no such file or folder", "mend the URL") from None
     if not files:
-        raise DataError(f"{url}: no file there is wanted", "mend the URL, or name what to take with --include")
+        raise DataError(f"{url}: no file there is wanted", f"mend the URL, or {selection.advice}")
     for key in sorted(files):
         about, short = files[key], named[key]
         where = Remote(url if web else str(fs.unstrip_protocol(key)), fs, key)

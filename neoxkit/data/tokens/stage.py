@@ -64,7 +64,7 @@ class Stage:
 
     def _refuse_present(self, target: Path) -> None:
         if target.exists() and not self._force:
-            raise DataError(f"{target} exists", "give --force to replace it, or another prefix")
+            raise DataError(f"{target} exists", "give --force to replace it, or write elsewhere")
 
     def abort(self) -> None:
         """Remove what was written aside. After commit there is nothing left to remove."""

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, NoReturn
 
 from neoxkit.errors import ConfigError
 from neoxkit.log import note
+from neoxkit.machine import cores
 from neoxkit.train.launch.commands import NODE, NODES
 from neoxkit.train.launch.environment import CHILD, PORT, Place
 from neoxkit.train.launch.hosts import parse
@@ -351,11 +352,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with(parent: int | None) -> None:

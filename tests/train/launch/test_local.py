@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from neoxkit.machine import cores
 from neoxkit.train.launch import local
 from neoxkit.train.launch.commands import NODE, NODES
 from neoxkit.train.launch.environment import CHILD
@@ -69,7 +70,7 @@ def test_ranks_are_told_what_torchrun_would_tell(tmp_path: Path, capfd: pytest.C
     }
     assert run(program(tmp_path, body), Share(2), environ) == 0
     told = [(tmp_path / f"told-{rank}").read_text().split() for rank in range(2)]
-    port, threads = told[0][5], str(max(1, local.cores() // 2))
+    port, threads = told[0][5], str(max(1, cores() // 2))
     assert int(port) > 0
     assert told == [[str(r), "2", str(r), "2", "127.0.0.1", port, str(os.getpid()), "-", threads] for r in range(2)]
     assert capfd.readouterr() == ("rank 0 on stdout\n", "rank 0 on stderr\n")
