@@ -52,11 +52,11 @@ class FillInMiddle(Node):
 
 
 def _read_sources(given: object) -> object:
-    """A prefix is a list of one source, and a list may have prefixes."""
-    if isinstance(given, str):
+    """A prefix, or a source, is a list of one, and a list may have prefixes."""
+    if isinstance(given, str | dict | Source):
         given = (given,)
     if not isinstance(given, list | tuple):
-        return given
+        raise ValueError(f"{given} is no prefix of tokens; name one, or a list of several")
     return tuple({"tokens": each} if isinstance(each, str) else each for each in given)
 
 

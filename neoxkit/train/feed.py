@@ -19,7 +19,7 @@ from neoxkit.data.rows.row import Row
 from neoxkit.data.rows.rows import Rows
 from neoxkit.data.rows.sampler import Sampler
 from neoxkit.data.tokens.indexed import IndexedFile
-from neoxkit.data.tokens.sidecar import check_prefixes, read_sidecar
+from neoxkit.data.tokens.sidecar import check_prefixes, read_sidecar, sidecar_of
 from neoxkit.errors import DataError
 from neoxkit.log import note
 from neoxkit.train.identity import Began, Identity, Known
@@ -57,7 +57,7 @@ class Feed:
         files = [IndexedFile(source.tokens) for source in config.data.train]
         parts = [split(config.data.split, len(f)) if config.data.split else [(0, len(f))] for f in files]
         known = [
-            Known.of(source.tokens, file, part[0], read_sidecar(source.tokens), labels_of(source, file))
+            Known.of(source.tokens, file, part[0], sidecar_of(file), labels_of(source, file))
             for source, file, part in zip(config.data.train, files, parts, strict=True)
         ]
         phase = Phase(0, tuple(_weights(config, known)), config.data.blend)

@@ -180,7 +180,7 @@ class Identity:
         """What a run may not change, as it was and as it is."""
         for name in ("sequence", "seed", "packing"):
             if (was := getattr(before, name)) != (now := getattr(self, name)):
-                return {"seed": "seed"}.get(name, f"data.{name}"), was, now
+                return name if name == "seed" else f"data.{name}", was, now
         gone = [known for at, known in enumerate(before.sources) if at not in places]
         for known, place in zip(self.sources, places, strict=True):
             of_old = [each for each in gone if each.name == known.name or len(gone) == len(before.sources)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,8 @@ def _shown(value: Any) -> str:
     """A value as YAML has it."""
     if value is None:
         return "null"
+    if isinstance(value, list | dict):
+        return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).strip()
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

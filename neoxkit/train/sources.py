@@ -19,7 +19,7 @@ from neoxkit.data.rows.rows import Reading, Rows
 from neoxkit.data.tokenizer.kinds import open_tokenizer
 from neoxkit.data.tokens.columns import find_labels, open_labels
 from neoxkit.data.tokens.indexed import IndexedFile
-from neoxkit.data.tokens.sidecar import read_sidecar
+from neoxkit.data.tokens.sidecar import Sidecar, sidecar_of
 from neoxkit.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def open_rows(
     turn: FillInMiddle | None,
 ) -> Rows:
     """The rows of a stretch of a source's documents, a pass of so many epochs; `turn` from `fill_in_middle`."""
-    data = config.data
+    data, known = config.data, sidecar_of(file)
     arranged = Arrangement(
         kind=data.packing,
         context=config.sequence,
@@ -48,7 +48,7 @@ def open_rows(
         context=config.sequence,
         vocab=config.model.vocab,
         within_documents=data.isolated,
-        end=_end(config, source) if data.mask_after_end or data.fill_in_middle else None,
+        end=_end(config, source.tokens, known) if data.mask_after_end or data.fill_in_middle else None,
         mask_after_end=data.mask_after_end,
         fill_in_middle=turn,
         seed=config.seed,
@@ -87,14 +87,13 @@ class HeldOut:
         return self._rows[source].row(number - (self._ends[source - 1] if source else 0))
 
 
-def _end(config: RunConfig, source: Source) -> int | None:
+def _end(config: RunConfig, prefix: str, known: Sidecar | None) -> int | None:
     """The token that ends documents. Raises ConfigError where it is needed and nobody says."""
-    known = read_sidecar(source.tokens)
     eos = config.model.tokens.eos
     end = known.eod if known else eos[0] if eos else None
     if end is None and config.data.mask_after_end:
         raise ConfigError(
-            f"data.mask_after_end: which token ends a document of {source.tokens} is not known",
+            f"data.mask_after_end: which token ends a document of {prefix} is not known",
             "set model.tokens.eos to its id",
         )
     return end

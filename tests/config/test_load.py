@@ -60,10 +60,11 @@ def test_tokens_are_a_prefix_or_a_list_of_sources(base: Path) -> None:
         ("tokens/a", None, None),
         ("tokens/b", 2.0, "tokens/b-labels"),
     ]
-    assert load_run([base], ["data.train=[tokens/a]"]) == load_run([base], ["data.train=tokens/a"])
+    alone = load_run([base], ["data.train=tokens/a"])
+    assert load_run([base], ["data.train=[tokens/a]"]) == load_run([base], ["data.train={tokens: tokens/a}"]) == alone
     for wrong, said in (
         ("[]", "an empty list"),
-        ("3", "data.train is 3"),
+        ("3", "data.train: 3 is no prefix of tokens; name one, or a list of several"),
         ("[{tokens: a, wieght: 2}]", "unknown option data.train.0.wieght"),
         ("[{weight: 2}]", "data.train.0.tokens is missing"),
         ("[{tokens: a, weight: 0}]", "data.train.0.weight is 0"),

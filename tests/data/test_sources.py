@@ -99,6 +99,15 @@ def test_an_array_of_json(start: bytes, tokenizer: Path, wanted: dict[str, bytes
     assert made(tmp_path / "p") == wanted
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_object_of_json_is_one_row(indent: int | None, tokenizer: Path, tmp_path: Path) -> None:
+    row = {"about": {"id": 1}, "text": "One row\nof two lines."}
+    (tmp_path / "a.json").write_text(json.dumps(row, indent=indent))
+    fine(tmp_path / "a.json", "-o", tmp_path / "p", "--tokenizer", tokenizer)
+    fine(jsonl(tmp_path / "b.jsonl", [row]), "-o", tmp_path / "q", "--tokenizer", tokenizer)
+    assert made(tmp_path / "p")[".bin"] == made(tmp_path / "q")[".bin"]
+
+
 def test_json_that_is_lines(tokenizer: Path, wanted: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / "c4.json.gz").write_bytes(gzip.compress(jsonl(tmp_path / "a", ROWS).read_bytes()))
     fine(tmp_path / "c4.json.gz", "-o", tmp_path / "p", "--tokenizer", tokenizer)

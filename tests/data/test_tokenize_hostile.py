@@ -235,7 +235,7 @@ def test_a_parquet_bomb_is_passed_over_and_not_held(tmp_path: Path) -> None:
 def test_an_array_that_is_too_long_is_refused(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(rows(50)))
     arguments = (tmp_path / "a.json", "-o", tmp_path / "p", "--tokenizer", tokenizer, "--max-document", 200)
-    assert "is one JSON array of more than 200 bytes, which is read whole" in refused(*arguments)
+    assert "is one JSON value of more than 200 bytes, which is read whole" in refused(*arguments)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.jsonl.gz", "a.json"])

@@ -194,6 +194,14 @@ def test_bits_per_byte_are_of_text_that_is_judged_whole(folder: Path) -> None:
     assert Feed(config(folder, data="a")).bits_per_byte(1.0) is None
 
 
+@pytest.mark.parametrize("name", ["a", "held-out"])
+def test_a_sidecar_of_other_tokens_is_refused(folder: Path, name: str) -> None:
+    about = Sidecar("sha256:1", VOCAB, 0, len(IndexedFile(folder / name)), 7, 500)
+    write_sidecar(path_of(folder / name), about)
+    with pytest.raises(DataError, match=rf"{name}\.json speaks of \d+ documents and 7 tokens, and {name}\.idx holds"):
+        Feed(config(folder, data="a"))
+
+
 def test_changed_contents_are_refused_though_they_look_alike(folder: Path) -> None:
     """Of the same number of documents with the same lengths, without a sidecar."""
     began = after(Feed(config(folder, data=sources(folder, a=1, b=1))), 8)

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.cli.train import command
+from neoxkit.data.tokens.indexed import IndexedFile
 from neoxkit.data.tokens.sidecar import Sidecar, path_of, write_sidecar
 from neoxkit.errors import CheckpointError, ConfigError, DataError, NeoxkitError
 from neoxkit.train import begin, loop, metrics
@@ -296,11 +297,12 @@ def test_the_vocabulary_must_fit(folder: Path) -> None:
 
 
 def test_bits_per_byte_come_from_the_sidecar(folder: Path) -> None:
-    sidecar = Sidecar(tokenizer="sha256:0", vocab=runs.VOCAB, eod=0, documents=6, tokens=100, bytes=250)
+    tokens = IndexedFile(folder / "held-out").tokens
+    sidecar = Sidecar(tokenizer="sha256:0", vocab=runs.VOCAB, eod=0, documents=6, tokens=tokens, bytes=250)
     write_sidecar(path_of(folder / "held-out"), sidecar)
     start(folder, steps=1)
     last = metrics.read(folder / "run")[-1]
-    assert last["bits_per_byte"] == pytest.approx(last["valid_loss"] / 0.6931471805599453 * 100 / 250)
+    assert last["bits_per_byte"] == pytest.approx(last["valid_loss"] / 0.6931471805599453 * tokens / 250)
 
 
 def test_split_holds_documents_out(folder: Path) -> None:

@@ -19,6 +19,7 @@ from neoxkit.checkpoint.reader import Checkpoint
 from neoxkit.cli.train import command
 from neoxkit.config.load import load_tree, validate
 from neoxkit.data.tokenizer import EOD, fingerprint_of
+from neoxkit.data.tokens.indexed import IndexedFile
 from neoxkit.data.tokens.sidecar import Sidecar, path_of, read_sidecar, write_sidecar
 from neoxkit.errors import ConfigError, DataError
 from neoxkit.train import metrics
@@ -57,7 +58,9 @@ def make_tokenizer(folder: Path, word: str = "a") -> str:
 
 def describe_tokens(prefix: Path, tokenizer: str, sources: str = "sha256:1") -> None:
     """Say with which tokenizer, and of what text, tokens were made."""
-    about = Sidecar(tokenizer=tokenizer, vocab=runs.VOCAB, eod=0, documents=40, tokens=9, bytes=9, sources=sources)
+    file = IndexedFile(prefix)
+    counts = {"documents": file.document_count, "tokens": file.tokens, "bytes": 9}
+    about = Sidecar(tokenizer=tokenizer, vocab=runs.VOCAB, eod=0, sources=sources, **counts)
     write_sidecar(path_of(prefix), about)
 
 

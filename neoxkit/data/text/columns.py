@@ -86,7 +86,10 @@ def _values(column: Any) -> list[bytes | None]:
 
 
 def array_rows(stream: Stream, keys: Sequence[str] | None, longest: int, start: int) -> Iterator[tuple[Row, int]]:
-    """The members of a file that is one JSON array, from number `start` on. Raises DataError where it is none."""
+    """The members of a file that is one JSON array, from number `start` on; of one object, that alone.
+
+    Raises DataError where it is neither.
+    """
     where = stream.source.where
     held: list[bytes] = []
     size = 0
@@ -95,7 +98,7 @@ def array_rows(stream: Stream, keys: Sequence[str] | None, longest: int, start: 
         size += len(data)
         if size > longest:
             raise DataError(
-                f"{where} is one JSON array of more than {longest:,} bytes, which is read whole",
+                f"{where} is one JSON value of more than {longest:,} bytes, which is read whole",
                 "write a JSON value a line, or raise --max-document",
             )
     try:
@@ -104,7 +107,7 @@ def array_rows(stream: Stream, keys: Sequence[str] | None, longest: int, start: 
         raise DataError(
             f"{where} is no JSON: {error}", "write a JSON value a line, so that the others can be used"
         ) from None
-    for row in rows[start:]:
+    for row in (rows if isinstance(rows, list) else [rows])[start:]:
         yield _some(row, keys) if isinstance(row, dict) else row, stream.raw
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from neoxkit.data.text.streams import Stream
 
 BLOCK = 1 << 20  # bytes of text in a block: some 130 MB at work in the tokenizer
 _BOM = b"\xef\xbb\xbf"
+_ONE_VALUE = re.compile(rb"\s*(\[|\{[ \t\r]*\n)")  # an array, or an object that goes on in the next line
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Reader:
         else:
             with Stream(source) as stream:
                 head = stream.peek(256) if source.form == "json" else b""
-                if head.removeprefix(_BOM).lstrip()[:1] == b"[":
+                if _ONE_VALUE.match(head.removeprefix(_BOM)):
                     members = array_rows(stream, self.keys, self.longest, start.offset)
                     yield from self._rows(source, start, members)
                     return

@@ -17,7 +17,7 @@ from neoxkit.data.tokens.columns import column_path, open_column
 from neoxkit.data.tokens.copying import copy, runs
 from neoxkit.data.tokens.index import CODES, pieces, write_index
 from neoxkit.data.tokens.indexed import IndexedFile, pair
-from neoxkit.data.tokens.sidecar import Sidecar, path_of, read_sidecar, write_sidecar
+from neoxkit.data.tokens.sidecar import Sidecar, path_of, sidecar_of, write_sidecar
 from neoxkit.data.tokens.stage import Stage, named, remove
 from neoxkit.errors import DataError
 
@@ -40,7 +40,7 @@ def merge(prefixes: Sequence[Path], output: Path, *, force: bool = False, any_to
     tokenizer and `any_tokenizer` is not given, or not all have the same columns.
     """
     files = [IndexedFile(prefix) for prefix in prefixes]
-    known = [read_sidecar(prefix) for prefix in prefixes]
+    known = [sidecar_of(file) for file in files]
     sidecar = joined(prefixes, known, any_tokenizer)
     columns = _columns(prefixes, known)
     if columns and sidecar is None:

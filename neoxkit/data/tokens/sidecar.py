@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from neoxkit.data.tokens.indexed import pair
+from neoxkit.data.tokens.indexed import IndexedFile, pair
 from neoxkit.errors import DataError
 
 FORMAT = {"name": "neoxkit-tokens", "version": 1}
@@ -86,6 +86,21 @@ def read_sidecar(prefix: str | Path) -> Sidecar | None:
     if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
         raise DataError(f"{path}: columns is not a list of names", "tokenize the text again")
     return Sidecar(**{**known, "columns": tuple(columns)})
+
+
+def sidecar_of(file: IndexedFile) -> Sidecar | None:
+    """The sidecar of opened tokens; None when there is none.
+
+    Raises DataError as read_sidecar does, and when it speaks of other tokens.
+    """
+    found, held = read_sidecar(file.bin), (file.document_count, file.tokens)
+    if found and (found.documents, found.tokens) != held:
+        raise DataError(
+            f"{path_of(file.bin)} speaks of {found.documents} documents and {found.tokens} tokens, and "
+            f"{file.idx.name} holds {held[0]} and {held[1]}",
+            "they do not belong together; tokenize the text again",
+        )
+    return found
 
 
 def check_prefixes(prefixes: Sequence[str], where: object, fingerprint: str | None) -> None:

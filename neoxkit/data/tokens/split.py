@@ -19,7 +19,7 @@ from neoxkit.data.tokens.copying import chosen, copy
 from neoxkit.data.tokens.index import pieces, write_index
 from neoxkit.data.tokens.indexed import IndexedFile, pair
 from neoxkit.data.tokens.shares import borders
-from neoxkit.data.tokens.sidecar import Sidecar, path_of, read_sidecar, write_sidecar
+from neoxkit.data.tokens.sidecar import Sidecar, path_of, sidecar_of, write_sidecar
 from neoxkit.data.tokens.stage import Stage, named, remove
 from neoxkit.errors import DataError
 
@@ -50,7 +50,8 @@ def split(
     names = [name for name, _ in shares]
     if len(set(names)) != len(names) or not all(name and "/" not in name for name in names):
         raise DataError(f"the names {','.join(names)} are not all different, or no ends of file names", "give others")
-    file, sidecar = IndexedFile(prefix), read_sidecar(prefix)
+    file = IndexedFile(prefix)
+    sidecar = sidecar_of(file)
     pairs = {"": file}
     for column in sidecar.columns if sidecar else ():
         pairs[column] = open_column(prefix, column, file)

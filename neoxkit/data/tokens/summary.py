@@ -11,8 +11,7 @@ import numpy as np
 
 from neoxkit.data.tokens.columns import column_path, open_column
 from neoxkit.data.tokens.indexed import IndexedFile, pair
-from neoxkit.data.tokens.sidecar import path_of, read_sidecar
-from neoxkit.errors import DataError
+from neoxkit.data.tokens.sidecar import sidecar_of
 
 PERCENTILES = (50, 90, 99)
 
@@ -48,13 +47,7 @@ def summary(prefix: str | Path) -> dict[str, Any]:
     at = np.percentile(lengths, PERCENTILES, method="inverted_cdf") if len(lengths) else np.zeros(len(PERCENTILES))
     found.update({f"p{percent}": int(value) for percent, value in zip(PERCENTILES, at, strict=True)})
     pairs = [prefix]
-    if sidecar := read_sidecar(prefix):
-        if (sidecar.documents, sidecar.tokens) != (found["documents"], found["tokens"]):
-            raise DataError(
-                f"{path_of(prefix)} speaks of {sidecar.documents} documents and {sidecar.tokens} tokens, and "
-                f"{file.idx.name} holds {found['documents']} and {found['tokens']}",
-                "they do not belong together; tokenize the text again",
-            )
+    if sidecar := sidecar_of(file):
         found.update(asdict(sidecar))
         for name in sidecar.columns:
             open_column(prefix, name, file)
