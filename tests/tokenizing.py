@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
 from click.testing import CliRunner, Result
 
 from neoxkit.cli.data import command
@@ -80,3 +83,18 @@ def made(prefix: Path) -> dict[str, bytes]:
         del sidecar["options"]["inputs"]
         found[name] = json.dumps(sidecar).encode()
     return found
+
+
+def sentencepiece_model(lines: Iterable[str], kind: str, **options: Any) -> bytes:
+    """A SentencePiece model of some text."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    into = io.BytesIO()
+    given = {"normalization_rule_name": "identity", "minloglevel": 2, "vocab_size": 400, **options}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter("".join(lines).split("\n")),
+        model_writer=into,
+        model_type=kind,
+        hard_vocab_limit=False,
+        **given,
+    )
+    return into.getvalue()

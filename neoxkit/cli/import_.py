@@ -25,7 +25,7 @@ _AS_IT_IS = "leave out --tokenizer, --no-tokenizer, --assume, --config and --dry
     "--tokenizer",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="A tokenizer.json, or a folder with a tokenizer's files, instead of SOURCE's own.",
+    help="A tokenizer of any kind (docs/tokenizers.md), instead of SOURCE's own.",
 )
 @click.option("--no-tokenizer", is_flag=True, help="Leave the tokenizer's files behind.")
 @options.assume()
@@ -94,9 +94,7 @@ def check_tokenizer(path: Path, none: bool) -> None:
     """Raise ConfigError when a tokenizer is given that cannot be, or is not wanted."""
     if none:
         raise ConfigError("--tokenizer and --no-tokenizer are both given", "keep one")
-    from neoxkit.convert.tokenizer import imported_files
+    from neoxkit.convert.tokenizer import carry
 
-    if not path.is_dir() and not path.is_file():
-        raise ConfigError(f"--tokenizer {path}: no such file or folder", "check the path")
-    if not imported_files(path):
+    if not carry(path).files:
         raise ConfigError(f"--tokenizer {path}: no files of a tokenizer", "give a tokenizer.json, or a folder with one")

@@ -3,44 +3,76 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from neoxkit.checkpoint.json_text import parse_object
 from neoxkit.checkpoint.store import Place
 from neoxkit.config.model import ModelConfig
 from neoxkit.data.tokenizer import CONFIG, FILE, GENERATION, TEMPLATE, Tokenizer, tokenizer_contents
-from neoxkit.errors import CheckpointError, ConversionError
+from neoxkit.data.tokenizer.kinds import TEKKEN, open_tokenizer
+from neoxkit.errors import CheckpointError, ConversionError, DataError
 from neoxkit.families.huggingface import read_ids
 from neoxkit.families.schema import Family
 
 RECENT_CLASSES = frozenset({"TokenizersBackend", "PythonBackend", "SentencePieceBackend"})
 """Tokenizer classes that transformers 5 writes and transformers 4 does not know."""
 
+_SAY_NOTHING = {GENERATION, TEMPLATE, "chat_template.json"}
+"""Files beside a tokenizer that are none themselves."""
 
-def imported_files(path: Place) -> dict[str, bytes]:
-    """The files of the tokenizer at `path`, a tokenizer.json or a folder, by the names they get in a checkpoint.
 
-    Raises DataError when a file is no tokenizer; a folder may have none.
+@dataclass(frozen=True)
+class Carried:
+    """A tokenizer as a checkpoint gets it: its files by name, and the tokenizer that they make, if any.
+
+    `why` says why they make none, though they are of one.
     """
-    if path.is_dir() and not (path / FILE).is_file():
-        return tokenizer_contents(path)
-    return Tokenizer(path).contents()
+
+    files: dict[str, bytes]
+    tokenizer: Tokenizer | None
+    why: str | None = None
+
+
+def carry(path: Place) -> Carried:
+    """The tokenizer at `path`, of any kind (see `open_tokenizer`): a tokenizer.json, and the files beside it.
+
+    A folder may have none, or one that no tokenizer.json can be made of: then its files come along as they are.
+    Raises DataError when there is nothing, a file is no tokenizer, or a tokenizer.json is damaged.
+    """
+    if not path.is_dir():
+        made = open_tokenizer(path)
+        return Carried(made.contents(), made)
+    files = tokenizer_contents(path)
+    if files.keys() <= _SAY_NOTHING and not (path / TEKKEN).is_file():
+        return Carried(files, None)
+    try:
+        made = open_tokenizer(path)
+    except (DataError, ModuleNotFoundError) as error:
+        if FILE in files:
+            raise
+        return Carried(files, None, error.cause if isinstance(error, DataError) else str(error))
+    return Carried({**made.contents(), **files}, made)
 
 
 def check_vocabulary(path: Place, config: ModelConfig) -> Tokenizer | None:
-    """The tokenizer at `path`, a tokenizer.json or a folder, which may have none.
+    """The tokenizer at `path`; None of a folder that has none. See `carry`.
 
     Raises ConversionError when it makes ids that the embedding has no row for.
     """
-    if path.is_dir() and not (path / FILE).is_file():
-        return None
-    tokenizer = Tokenizer(path)
+    tokenizer = carry(path).tokenizer
+    if tokenizer is not None:
+        check_ids(tokenizer, config)
+    return tokenizer
+
+
+def check_ids(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Raise ConversionError when a tokenizer makes ids that the embedding has no row for."""
     if tokenizer.vocab > config.vocab:
         raise ConversionError(
             f"{tokenizer.path}: the tokenizer has ids up to {tokenizer.vocab - 1}, the model {config.vocab} rows",
             "use the tokenizer that the model was trained with",
         )
-    return tokenizer
 
 
 def stop_ids(folder: Place | None, config: ModelConfig) -> set[int]:

@@ -18,7 +18,7 @@ from neoxkit.convert.hf_sink import ORIGIN, HuggingFaceSink, plan_shards
 from neoxkit.convert.load import check_model
 from neoxkit.convert.model_card import CARD, model_card
 from neoxkit.convert.open import Foreign
-from neoxkit.convert.tokenizer import check_vocabulary, exported_files, generation_differences, imported_files, pretty
+from neoxkit.convert.tokenizer import carry, check_ids, exported_files, generation_differences, pretty
 from neoxkit.data.tokenizer import FILE, tokenizer_contents
 from neoxkit.errors import ConfigError, ConversionError
 from neoxkit.families import FAMILIES, by_name
@@ -68,10 +68,9 @@ def import_model(
     copy and cut do; then nothing is left at `folder`, and what was there stays.
     """
     place = tokenizer if isinstance(tokenizer, Path) else model.tokenizer if tokenizer else None
-    if place is not None:
-        check_vocabulary(place, model.config)
-        if place not in (tokenizer, model.folder):
-            note(f"the tokenizer is {place}, which the settings name")
+    carried = None if place is None else _carried(place, model)
+    if place is not None and place not in (tokenizer, model.folder):
+        note(f"the tokenizer is {place}, which the settings name")
     source, training = Converted(model, dtype), model.training
     if training is not None and any(source.dtype(name) != model.dtype(name) for name in model.names()):
         raise ConversionError(f"{model.folder}: {_MASTERS}", _LEAVE)
@@ -85,13 +84,23 @@ def import_model(
         samples=training.samples if training else 0,
         tokens=training.tokens if training else 0,
         lineage=[{**model.lineage, "source": origin} if origin else model.lineage],
-        tokenizer=None if place is None else imported_files(place),
+        tokenizer=carried,
         trainer=training.state if training else None,
         force=force,
     )
     with writer, progress(f"import {model.folder}", sum(file_sizes(parts).values())) as bar:
         copy(source, writer, source.names(), bar)
         writer.commit()
+
+
+def _carried(place: Place, model: Foreign) -> dict[str, bytes]:
+    """The tokenizer's files, with a warning where they make no tokenizer."""
+    found = carry(place)
+    if found.tokenizer is not None:
+        check_ids(found.tokenizer, model.config)
+    elif found.why:
+        warn(f"{place}: the tokenizer comes along as it is, without a tokenizer.json: {found.why}")
+    return found.files
 
 
 def kept_names(checkpoint: Checkpoint, dtype: str | None, weights_only: bool) -> list[str]:

@@ -17,8 +17,8 @@ from typing import Protocol, TypeAlias
 
 import torch
 
-from neoxkit.checkpoint.store import place
 from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.data.tokenizer.kinds import open_tokenizer
 from neoxkit.errors import NeoxkitError
 from neoxkit.eval.desk import Answer, Ask, Desk, answered
 from neoxkit.log import silence
@@ -117,7 +117,7 @@ class Replicas:
         except BaseException:
             self._close()
             raise
-        self.tokenizer = Tokenizer(place(self.facts.tokenizer))
+        self.tokenizer = open_tokenizer(self.facts.tokenizer)
 
     def answered(self, asks: Iterable[tuple[int, Ask]]) -> Iterator[tuple[int, Answer]]:
         """As Model. Raises Lost when a process has ended, and what it could not answer."""

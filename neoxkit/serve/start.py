@@ -26,7 +26,7 @@ from neoxkit.config.model import ModelConfig
 from neoxkit.convert.load import check_model, load_decoder
 from neoxkit.convert.open import Foreign, open_any
 from neoxkit.convert.tokenizer import check_vocabulary, stop_ids
-from neoxkit.data.tokenizer import FILE, Tokenizer
+from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.errors import ConfigError, NeoxkitError
 from neoxkit.log import note
 from neoxkit.machine import cores
@@ -178,9 +178,9 @@ def open_engine(
         raise SystemExit(0)
     opened = wanted.open()
     folder = tokenizer or opened.tokenizer
-    if folder is None or (tokenizer is None and not (folder / FILE).is_file()):
-        raise ConfigError(f"{source} has no tokenizer", "name one with --tokenizer")
-    found = check_vocabulary(folder, opened.config) or Tokenizer(folder)  # which says that there is none
+    found = None if folder is None else check_vocabulary(folder, opened.config)
+    if folder is None or found is None:
+        raise ConfigError(f"{tokenizer or source} has no tokenizer", "name one with --tokenizer")
     if (limits.context or 0) > opened.config.context:
         raise ConfigError(
             f"--max-context {limits.context} is more than the model's context of {opened.config.context} tokens",

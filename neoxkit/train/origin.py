@@ -12,6 +12,7 @@ from neoxkit.checkpoint.store import Place, place
 from neoxkit.config.model import ModelConfig
 from neoxkit.config.run import RunConfig
 from neoxkit.convert.open import Foreign, open_any
+from neoxkit.convert.tokenizer import carry
 from neoxkit.data.tokenizer import FILE, fingerprint_of, tokenizer_contents
 from neoxkit.data.tokenizer.kinds import open_tokenizer
 from neoxkit.errors import ConfigError, DataError
@@ -152,6 +153,8 @@ def choose_tokenizer(config: RunConfig, origin: Origin) -> Chosen:
     theirs = Chosen({})
     if origin.tokenizer:
         contents = tokenizer_contents(origin.tokenizer)
+        if FILE not in contents:
+            contents = carry(origin.tokenizer).files
         theirs = Chosen(contents, origin.tokenizer, fingerprint_of(contents[FILE]) if FILE in contents else None)
     if config.data.tokenizer is None:
         return theirs

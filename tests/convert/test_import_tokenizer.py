@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from neox_checkpoints import unpack
 from refusal import run
+from tokenizing import sentencepiece_model
 
 from neoxkit.checkpoint.reader import Checkpoint
+from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.data.tokenizer.train import train_bpe
 
 REMOTE = "neox_tp2pp1"
@@ -62,7 +64,7 @@ def test_a_file(oracle: Path, here: Path) -> None:
 
 
 def test_what_the_settings_name(oracle: Path, here: Path) -> None:
-    """vocab_file, where it is there and is a tokenizer.json: that is told. --no-tokenizer leaves it."""
+    """vocab_file, where it is there: that is told. --no-tokenizer leaves it."""
     assert imported(f"import {oracle} out")[0] == {}
     (here / "data").mkdir()
     content = (here / "given" / "tokenizer.json").read_bytes()
@@ -72,7 +74,38 @@ def test_what_the_settings_name(oracle: Path, here: Path) -> None:
     assert "the tokenizer is data/tokenizer.json, which the settings name" in " ".join(told.split())
     assert imported(f"import {oracle} out --force --no-tokenizer")[0] == {}
     (here / "data" / "tokenizer.json").write_text(json.dumps({"a": 0, "b": 1}))  # as GPT2BPETokenizer has it
-    assert imported(f"import {oracle} out --force")[0] == {}
+    files, told = imported(f"import {oracle} out --force")
+    assert files == {}
+    assert "which the settings name" in told
+    assert "no merges lie beside it" in " ".join(told.split())
+    (here / "data" / "merges.txt").write_text("#version: 0.2\n")
+    files, _ = imported(f"import {oracle} out --force")
+    assert json.loads(files["tokenizer.json"])["model"]["vocab"] == {"a": 0, "b": 1}
+
+
+@pytest.mark.parametrize("given", ["llama", "llama/tokenizer.model"])
+def test_a_sentencepiece_model(given: str, oracle: Path, here: Path) -> None:
+    """As a tokenizer.json with its ids; of a folder the model itself comes along too."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    lines = [f"def add_{k}(left, right):\n    return left + right  # \u00e9 \u4e2d\u6587\n" for k in range(90)]
+    content = sentencepiece_model(lines, "bpe", byte_fallback=True, vocab_size=500)
+    (here / "llama").mkdir()
+    (here / "llama" / "tokenizer.model").write_bytes(content)
+    files, _ = imported(f"import {oracle} out --tokenizer {given}")
+    assert files.get("tokenizer.model") == (content if given == "llama" else None)
+    judge = sentencepiece.SentencePieceProcessor(model_proto=content)
+    folder = Checkpoint.open(Path("out")).tokenizer
+    assert folder is not None
+    assert Tokenizer(folder).encode("def f(left): # \u00ea") == judge.encode("def f(left): # \u00ea")
+    assert (Tokenizer(folder).bos, Tokenizer(folder).eos) == (1, 2)
+
+
+def test_one_that_no_tokenizer_json_can_be_made_of_comes_along_as_it_is(oracle: Path, here: Path) -> None:
+    (here / "odd").mkdir()
+    (here / "odd" / "tokenizer.model").write_bytes(b"\x00")
+    files, told = imported(f"import {oracle} out --tokenizer odd")
+    assert files == {"tokenizer.model": b"\x00"}
+    assert "odd: the tokenizer comes along as it is, without a tokenizer.json:" in " ".join(told.split())
 
 
 def test_refusals(oracle: Path, here: Path) -> None:
@@ -80,7 +113,7 @@ def test_refusals(oracle: Path, here: Path) -> None:
     assert "--tokenizer and --no-tokenizer are both given" in refused(
         f"import {oracle} out --tokenizer given --no-tokenizer"
     )
-    assert "--tokenizer nowhere: no such file" in refused(f"import {oracle} out --tokenizer nowhere")
+    assert "nowhere: no such tokenizer; give" in refused(f"import {oracle} out --tokenizer nowhere")
     (here / "empty").mkdir()
     assert "--tokenizer empty: no files of a tokenizer" in refused(f"import {oracle} out --tokenizer empty")
     (here / "text").write_text("{}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import pickle
 from pathlib import Path
@@ -15,6 +14,7 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from refusal import run
+from tokenizing import sentencepiece_model
 
 from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.data.tokenizer.kinds import open_tokenizer
@@ -27,21 +27,6 @@ LINE = "def add_{0}(left, right):\n    return left + right + {0}  # é 中文 < 
 LINES = [LINE.format(k) for k in range(120)]
 TEXT = st.text() | st.text("ab \u2581\n\téé中<>user/s0x41", max_size=20)
 SYMBOLS = ["<user>", "[/x]"]
-
-
-def trained(kind: str, **options: Any) -> bytes:
-    """A SentencePiece model of these lines."""
-    sentencepiece = pytest.importorskip("sentencepiece")
-    into = io.BytesIO()
-    given = {"normalization_rule_name": "identity", "minloglevel": 2, "vocab_size": 400, **options}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter("".join(LINES).split("\n")),
-        model_writer=into,
-        model_type=kind,
-        hard_vocab_limit=False,
-        **given,
-    )
-    return into.getvalue()
 
 
 PIECES = {
@@ -59,7 +44,7 @@ def pieces(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A SentencePiece model as we open it, and as its own library does."""
     sentencepiece = pytest.importorskip("sentencepiece")
     kind, options = PIECES[request.param]
-    content = trained(kind, **options)
+    content = sentencepiece_model(LINES, kind, **options)
     path = tmp_path_factory.mktemp("pieces") / "tokenizer.model"
     path.write_bytes(content)
     return open_tokenizer(path), sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -90,7 +75,7 @@ def test_a_sentencepiece_model_has_its_own_special_tokens(pieces: tuple[Tokenize
 def test_documents_get_the_ids_of_the_library_from_every_worker(tmp_path: Path) -> None:
     """The names of control tokens in a document stay text, in this process and in others."""
     sentencepiece = pytest.importorskip("sentencepiece")
-    content = trained("bpe", byte_fallback=True, vocab_size=600)
+    content = sentencepiece_model(LINES, "bpe", byte_fallback=True, vocab_size=600)
     (tmp_path / "t.model").write_bytes(content)
     texts = ["<s>a</s>", "x  y<unk>", *LINES[:9]]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -104,13 +89,13 @@ def test_documents_get_the_ids_of_the_library_from_every_worker(tmp_path: Path) 
 
 
 def test_what_a_tokenizer_json_cannot_do_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "m.model").write_bytes(trained("bpe", normalization_rule_name="nmt_nfkc"))
+    (tmp_path / "m.model").write_bytes(sentencepiece_model(LINES, "bpe", normalization_rule_name="nmt_nfkc"))
     with pytest.raises(DataError, match=r"changes characters by its own map \(nmt_nfkc\)"):
         open_tokenizer(tmp_path / "m.model")
-    (tmp_path / "m.model").write_bytes(trained("word", vocab_size=100))
+    (tmp_path / "m.model").write_bytes(sentencepiece_model(LINES, "word", vocab_size=100))
     with pytest.raises(DataError, match="neither BPE nor unigram"):
         open_tokenizer(tmp_path / "m.model")
-    (tmp_path / "m.model").write_bytes(trained("bpe")[:3000])
+    (tmp_path / "m.model").write_bytes(sentencepiece_model(LINES, "bpe")[:3000])
     with pytest.raises(DataError, match="is no SentencePiece model"):
         open_tokenizer(tmp_path / "m.model")
 
@@ -262,7 +247,7 @@ def test_the_files_of_each_kind_give_the_same_ids_elsewhere(pair: Path, tmp_path
     """In transformers, and in neoxkit once a checkpoint has carried them."""
     transformers = pytest.importorskip("transformers")
     if kind == "pieces":
-        (tmp_path / "t.model").write_bytes(trained("bpe", byte_fallback=True, vocab_size=600))
+        (tmp_path / "t.model").write_bytes(sentencepiece_model(LINES, "bpe", byte_fallback=True, vocab_size=600))
     ours = open_tokenizer({"bytes": "bytes", "pieces": tmp_path / "t.model", "pair": pair}[kind])
     folder = tmp_path / "out"
     folder.mkdir()

@@ -23,7 +23,7 @@ from neoxkit.convert.neox.states import has_states, read_states
 from neoxkit.convert.neox.tensors import Key, Tensors, read_tensors
 from neoxkit.convert.neox.training import Training, training
 from neoxkit.convert.pickles.storage import Files
-from neoxkit.data.tokenizer import Tokenizer
+from neoxkit.data.tokenizer.kinds import open_tokenizer
 from neoxkit.errors import CheckpointError, ConfigError, ConversionError, DataError
 from neoxkit.log import note, warn
 from neoxkit.nn.decoder import specs
@@ -94,15 +94,16 @@ class NeoxSource:
 
     @cached_property
     def tokenizer(self) -> AnyPlace:
-        """The tokenizer.json that the settings name as vocab_file, if it is there, else the folder."""
-        named = self.settings.get("vocab_file")
-        if isinstance(named, str) and Path(named).is_file():
-            try:
-                Tokenizer(named)
-            except DataError:
-                return self.folder  # another format, such as the vocab.json of GPT-2
-            return Path(named)
-        return self.folder
+        """What the settings name as vocab_file, with merge_file, if it is here and can be opened; or the folder."""
+        named, merges = self.settings.get("vocab_file"), self.settings.get("merge_file")
+        if not isinstance(named, str) or not Path(named).is_file():
+            return self.folder
+        pair = isinstance(merges, str) and str(self.settings.get("tokenizer_type")).lower() == "gpt2bpetokenizer"
+        try:
+            return open_tokenizer(f"{named},{merges}" if pair else named).path
+        except (DataError, ModuleNotFoundError) as error:
+            warn(f"{named}, which the settings name: {error}")
+            return self.folder
 
     @property
     def resumable(self) -> bool:
