@@ -97,7 +97,9 @@ class Terminal:
         while (found := re.search(pattern, self.seen)) is None:
             left = until - time.monotonic()
             assert left > 0, f"{pattern!r} does not appear: {self.seen!r}"
-            if select.select([self._ours], [], [], left)[0]:
+            ready = select.poll()  # select() takes no number above 1023, and many files are open here at times
+            ready.register(self._ours, select.POLLIN)
+            if ready.poll(left * 1000):
                 self.seen += self._read()
         before, self.seen = self.seen[: found.end()], self.seen[found.end() :]
         return before

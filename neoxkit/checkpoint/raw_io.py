@@ -8,6 +8,7 @@ way, so that they could be used again, and in 7 to 10 where they were not (in a 
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,11 +36,14 @@ def open_input(path: Place, links: bool = False) -> InputFile | StoreFile:
 class InputFile:
     """A file that is read at any place. What was not in memory before is not kept there for long.
 
+    It is closed when nobody has it any longer, if not before: a source that is refused as it is opened closes none.
+
     Raises OSError when it cannot be opened (or, unless `links`, is a symbolic link).
     """
 
     def __init__(self, path: Path, links: bool = False) -> None:
         self._fd = os.open(path, os.O_RDONLY | (0 if links else os.O_NOFOLLOW))
+        self._close = weakref.finalize(self, os.close, self._fd)
         self._kept = _in_memory(self._fd)
         self._since = 0
 
@@ -59,9 +63,9 @@ class InputFile:
 
     def close(self) -> None:
         """Close the file."""
-        if not self._kept:
+        if self._close.alive and not self._kept:
             forget(self._fd)
-        os.close(self._fd)
+        self._close()
 
 
 def _in_memory(fd: int) -> bool:

@@ -62,6 +62,17 @@ def test_a_link_is_followed_only_when_it_may_be(tmp_path: Path) -> None:
         InputFile(tmp_path / "link")
 
 
+def test_a_file_that_nobody_has_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"x")
+    before = os.listdir("/dev/fd")
+    dropped, closed = InputFile(tmp_path / "x"), InputFile(tmp_path / "x")
+    assert len(os.listdir("/dev/fd")) == len(before) + 2
+    closed.close()
+    closed.close()
+    del dropped
+    assert os.listdir("/dev/fd") == before
+
+
 def test_a_file_that_was_in_memory_stays_there(tmp_path: Path, data: np.ndarray) -> None:
     """Others may need it. (Whether one that was not stays is the system's business, and speed.)"""
     path = tmp_path / "file"

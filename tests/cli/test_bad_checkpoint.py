@@ -164,7 +164,7 @@ GENERATE = [
          "tokens long, the model's context 64; shorten"),
     Case("no tokenizer", "generate hf --prompt a", "hf has no tokenizer; name one with --tokenizer",
          remove("hf/tokenizer.json")),
-    Case("tokenizer of nothing", "generate hf --prompt a --tokenizer text", "text: no tokenizer.json; give"),
+    Case("tokenizer of nothing", "generate hf --prompt a --tokenizer text", "text has no tokenizer; name one"),
     Case("tokenizer of another model", "generate checkpoint --prompt a --tokenizer hf",
          "ids up to 300, the model 300 rows; use",
          edit("hf/tokenizer.json", '"added_tokens": [', f'"added_tokens": [{TOKEN},')),
