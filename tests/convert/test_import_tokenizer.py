@@ -83,6 +83,15 @@ def test_what_the_settings_name(oracle: Path, here: Path) -> None:
     assert json.loads(files["tokenizer.json"])["model"]["vocab"] == {"a": 0, "b": 1}
 
 
+def test_a_tokenizer_of_bytes(oracle: Path, here: Path) -> None:
+    (here / "bytes.yml").write_text("tokenizer_type: CharLevelTokenizer\n")
+    _, told = imported(f"import {oracle} out --config bytes.yml")
+    assert "the tokenizer is bytes, which the settings name" in told
+    folder = Checkpoint.open(Path("out")).tokenizer
+    assert folder is not None
+    assert Tokenizer(folder).encode("a\u00e9") == list("a\u00e9".encode())
+
+
 @pytest.mark.parametrize("given", ["llama", "llama/tokenizer.model"])
 def test_a_sentencepiece_model(given: str, oracle: Path, here: Path) -> None:
     """As a tokenizer.json with its ids; of a folder the model itself comes along too."""

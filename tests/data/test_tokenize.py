@@ -150,7 +150,15 @@ def test_lines_of_json_are_documents(tokenizer: Path, tmp_path: Path) -> None:
     rows = [{"body": f"line {k} \u00e9"} for k in range(50)]
     fine(lines(tmp_path / "x.jsonl", [*rows, b""]), "-o", tmp_path / "p", "--tokenizer", tokenizer, "--key", "body")
     assert texts(tmp_path / "p", tokenizer) == [row["body"] for row in rows]
-    assert (tmp_path / "p.files.txt").read_text() == ""
+    assert {path.name for path in tmp_path.glob("p.*")} == {"p.bin", "p.idx", "p.json"}, "no list of files"
+
+
+def test_a_list_of_files_that_are_replaced_goes_with_them(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    fine(tmp_path / "a.txt", "-o", tmp_path / "p", "--tokenizer", tokenizer)
+    assert (tmp_path / "p.files.txt").read_text() == f"{tmp_path / 'a.txt'}\n"
+    fine(lines(tmp_path / "x.jsonl", [{"text": "b"}]), "-o", tmp_path / "p", "--tokenizer", tokenizer, "--force")
+    assert not (tmp_path / "p.files.txt").exists()
 
 
 def test_equal_lines_fall_on_one_side(tokenizer: Path, tmp_path: Path) -> None:

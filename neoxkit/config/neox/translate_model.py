@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from neoxkit.config.neox import network
 from neoxkit.config.neox.draft import Draft
-from neoxkit.config.neox.vocabulary import read_vocabulary
+from neoxkit.config.neox.vocabulary import read_vocabulary, spelled
 
 INITS = {
     "normal": "normal",
@@ -135,22 +134,18 @@ def _vocabulary(draft: Draft) -> None:
 
 def _tokenizer(draft: Draft, kind: str, path: str | None, known: bool) -> None:
     """The tokenizer in the words of `data.tokenizer`, where its files are here."""
-    if kind == "charleveltokenizer":
-        draft.put("data.tokenizer", "bytes", "tokenizer_type")
-    elif known and kind == "gpt2bpetokenizer":
-        merges = draft.get("merge_file")
-        if merges is not None and Path(merges).is_file():
-            draft.put("data.tokenizer", f"{path},{merges}", "vocab_file", "merge_file")
-        elif draft.has("merge_file"):
-            draft.dropped["merge_file"] = "no such file, and without it the checkpoints will have no tokenizer"
-    elif known:
-        draft.put("data.tokenizer", path, "vocab_file")
+    named = spelled(kind, path, draft.get("merge_file")) if known else None
+    if named is not None:
+        froms = {"charleveltokenizer": ["tokenizer_type"], "gpt2bpetokenizer": ["vocab_file", "merge_file"]}
+        draft.put("data.tokenizer", named, *froms.get(kind, ["vocab_file"]))
         if kind == "spmtokenizer":
             draft.tree.notes.append(
                 "documents end with the model's own end of text; gpt-neox ends them with <|endoftext|>, or with id 0, "
                 "<unk>, where a SentencePiece model has no such piece: look at the data that it made"
             )
-    elif draft.has("vocab_file"):
+    elif known and draft.has("merge_file"):
+        draft.dropped["merge_file"] = "no such file, and without it the checkpoints will have no tokenizer"
+    elif not known and draft.has("vocab_file"):
         draft.dropped["vocab_file"] = "the checkpoints will have no tokenizer; name it with --set data.tokenizer=PATH"
     if kind != "gpt2bpetokenizer" and draft.has("merge_file"):
         draft.dropped["merge_file"] = "only a GPT2BPETokenizer has one"

@@ -61,6 +61,19 @@ def read_vocabulary(kind: str, path: str | None) -> Vocabulary | None:
     return Vocabulary(len(tokens), tokens.get(EOD))
 
 
+def spelled(kind: str, path: str | None, merges: str | None) -> str | None:
+    """What `data.tokenizer` calls the tokenizer of vocab_file and merge_file; None where a file is not here."""
+    if kind == "charleveltokenizer":
+        return "bytes"
+    if kind == "tiktokentokenizer":
+        return path if path in TIKTOKEN else None
+    if path is None or not Path(path).exists():
+        return None
+    if kind == "gpt2bpetokenizer":
+        return f"{path},{merges}" if merges is not None and Path(merges).is_file() else None
+    return path
+
+
 def _tokens(content: Any) -> dict[str, int | None]:
     """Ids by token, of a tokenizer.json or a vocab.json."""
     if not isinstance(content, dict):

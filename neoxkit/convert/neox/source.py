@@ -13,6 +13,7 @@ from neoxkit.checkpoint.format import BLOCK_BYTES, ITEM_BYTES, MODEL, bare
 from neoxkit.checkpoint.store import Place as AnyPlace
 from neoxkit.config.model import ModelConfig
 from neoxkit.config.neox.network import USED
+from neoxkit.config.neox.vocabulary import spelled
 from neoxkit.convert.neox.architecture import build_config
 from neoxkit.convert.neox.folder import find
 from neoxkit.convert.neox.layout import Place, Sum, places
@@ -94,13 +95,14 @@ class NeoxSource:
 
     @cached_property
     def tokenizer(self) -> AnyPlace:
-        """What the settings name as vocab_file, with merge_file, if it is here and can be opened; or the folder."""
-        named, merges = self.settings.get("vocab_file"), self.settings.get("merge_file")
-        if not isinstance(named, str) or not Path(named).is_file():
+        """What the settings name, if it is here and can be opened; or the folder."""
+        said = [self.settings.get(key) for key in ("tokenizer_type", "vocab_file", "merge_file")]
+        kind, path, merges = (each if isinstance(each, str) else None for each in said)
+        named = spelled((kind or "").lower(), path, merges)
+        if named is None or (kind or "").lower() == "tiktokentokenizer":  # which the network would be asked for
             return self.folder
-        pair = isinstance(merges, str) and str(self.settings.get("tokenizer_type")).lower() == "gpt2bpetokenizer"
         try:
-            return open_tokenizer(f"{named},{merges}" if pair else named).path
+            return open_tokenizer(named).path
         except (DataError, ModuleNotFoundError) as error:
             warn(f"{named}, which the settings name: {error}")
             return self.folder

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -152,18 +152,22 @@ class Journal:
         self.folder.rmdir()
         self._lock.close()
 
-    def finish(self, moves: Mapping[str, Path], force: bool, state: Mapping[str, Any]) -> None:
+    def finish(
+        self, moves: Mapping[str, Path], force: bool, state: Mapping[str, Any], left_out: Collection[str] = ()
+    ) -> None:
         """Let files of the work appear as their targets, in this order: killed in between, the next call goes on.
 
-        What is replaced is removed first, last target first, so that nobody sees a mixture of old and new.
+        What is replaced is removed first, last target first, so that nobody sees a mixture of old and new; the
+        targets of `left_out` are removed alone.
         """
         for file in self._files.values():
             file.close()
         self._files.clear()
-        for name in moves:
-            flush(self.folder / name)
         refuse_present(moves.values(), force)
-        self.state = {**state, "moves": {name: str(target) for name, target in moves.items()}, "force": force}
+        wanted = {name: str(target) for name, target in moves.items() if name not in left_out}
+        for name in wanted:
+            flush(self.folder / name)
+        self.state = {**state, "moves": wanted, "gone": [str(moves[name]) for name in left_out], "force": force}
         _write(self.folder / _STATE, self.state)
         self.move()
 
@@ -174,7 +178,7 @@ class Journal:
         left = {source: target for source, target in moves.items() if source.exists()}
         refuse_present(left.values(), self.state["force"])
         if len(left) == len(moves):
-            for target in reversed(moves.values()):
+            for target in (*map(Path, self.state.get("gone", ())), *reversed(moves.values())):
                 remove(target)
         for source, target in left.items():
             _rename(source, target)

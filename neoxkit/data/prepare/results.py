@@ -158,6 +158,11 @@ class Results:
                 moves[f"{number}.{kind}"] = target
         return moves
 
+    def empty(self) -> list[str]:
+        """The files of the journal that say nothing: lists of files, where documents are rows."""
+        names = [f"{number}.files" for number in range(len(self.parts))]
+        return [name for name in names if not self._journal.path(name).stat().st_size]
+
     def leave_rejects(self, target: Path) -> None:
         """Put the list of what cannot be used where it was asked for, though nothing else is written."""
         listed_here = self._journal.path(_REJECTS)

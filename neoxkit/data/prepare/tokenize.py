@@ -150,7 +150,7 @@ class _Work:
             if not results.rows:
                 journal.remove()
             raise
-        journal.finish(results.moves(), request.force, results.state())
+        journal.finish(results.moves(), request.force, results.state(), results.empty())
         return self._report(tokenizer, (times[1] - times[0], times[2] - times[1]), before)
 
     def _made(self) -> tuple[int, int]:
