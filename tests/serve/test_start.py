@@ -122,12 +122,12 @@ def test_on_two_processes(model: Path, known: list[list[int]]) -> None:
 
 
 def test_a_rank_that_dies(model: Path) -> None:
-    """The others do not hang: the next tick says so, though it had nothing to do."""
+    """The others do not hang: the next tick says so, though it had nothing to do, or who watches the process."""
     before = time.monotonic()
     done = on_two(model, "kill")
     assert time.monotonic() - before < 100
     assert "end" not in done.stdout.splitlines()
-    assert "lost contact with the others" in done.stderr
+    assert "lost contact with the others" in done.stderr or "rank 1 has ended" in done.stderr
 
 
 def test_the_first_process_dies(model: Path) -> None:
