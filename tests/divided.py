@@ -293,7 +293,7 @@ def check_loading(case: Case, groups: Groups, folder: Path) -> Iterator[str]:
     for path in sorted(folder.glob(f"{case.name}-cut*")):
         with Checkpoint.open(path) as checkpoint:
             source = Recorder(checkpoint)
-            model = load_decoder(source, groups=groups)  # type: ignore[arg-type]
+            model = load_decoder(source, groups=groups)
         for spec, here, value in pieces(model):
             if not torch.equal(value, part(case.weights[spec.name], here)):
                 yield f"{spec.name} at {here}, loaded from {path.name}, is another"

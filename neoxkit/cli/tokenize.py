@@ -21,10 +21,10 @@ HELP = f"""Turn the text of INPUTS into PREFIX.bin and PREFIX.idx.
 INPUTS are files, folders, quoted patterns ("data/*.jsonl.zst") and URLs that fsspec opens (https://,
 s3://, hf://datasets/...). A file that is named is taken as it is, of a folder {", ".join(GLOBS[:-1])} and
 {GLOBS[-1]} at any depth, unless --include says otherwise; .gz, .zst, .bz2 and .xz are read too. Of a
-.jsonl file each line is a document, of a .json file each member of its array, or each line, of a .parquet
-file each row; any other file is one document. PREFIX.json says which tokenizer made the tokens, and
-PREFIX.files.txt lists files that are documents. Of several --key each has its own, PREFIX-KEY.*, with
-the same rows.
+.jsonl file each line is a document, of a .json file each member of its array, or the one object that it
+is, or each line, of a .parquet file each row; any other file is one document. PREFIX.json says which
+tokenizer made the tokens, and PREFIX.files.txt lists files that are documents. Of several --key each has
+its own, PREFIX-KEY.*, with the same rows.
 
 Interrupted or killed, the same command goes on where it was, with the same result.
 """

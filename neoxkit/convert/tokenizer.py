@@ -40,7 +40,7 @@ def carry(path: Place) -> Carried:
     A folder may have none, or one that no tokenizer.json can be made of: then its files come along as they are.
     Raises DataError when there is nothing, a file is no tokenizer, or a tokenizer.json is damaged.
     """
-    if not path.is_dir():
+    if not path.is_dir() or (path / FILE).is_file():
         made = open_tokenizer(path)
         return Carried(made.contents(), made)
     files = tokenizer_contents(path)
@@ -49,8 +49,6 @@ def carry(path: Place) -> Carried:
     try:
         made = open_tokenizer(path)
     except (DataError, ModuleNotFoundError) as error:
-        if FILE in files:
-            raise
         return Carried(files, None, error.cause if isinstance(error, DataError) else str(error))
     return Carried({**made.contents(), **files}, made)
 

@@ -201,7 +201,7 @@ def _function() -> Callable[..., None]:
     assert found is not None, "there is no library"
     run: Any = found.neoxkit_run
     run.restype, run.argtypes = None, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
-    return run  # type: ignore[no-any-return]
+    return run
 
 
 def _storage(x: Tensor) -> int:

@@ -22,7 +22,7 @@ def compile_layers(layers: Iterable[nn.Module], wanted: bool, backend: str = "in
     if not wanted:
         return
     for layer in layers:
-        layer.forward = torch.compile(layer.forward, backend=backend)  # type: ignore[method-assign]
+        layer.forward = torch.compile(layer.forward, backend=backend)
 
 
 def check_compiler(device: torch.device) -> None:

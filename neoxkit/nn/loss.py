@@ -71,7 +71,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, mask: Tensor | None, chances: Chances) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, mask: Tensor | None, chances: Chances) -> Tensor:  # type: ignore[no-untyped-def]
         tokens, vocab = len(hidden), len(weight)
         assert tokens, "a loss of no tokens has no gradient"
         needs = any(ctx.needs_input_grad[:2])
@@ -105,7 +105,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, scale: Tensor):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, scale: Tensor):  # type: ignore[no-untyped-def]
         hidden_grad, weight_grad = ctx.saved_tensors
         return hidden_grad * scale, weight_grad * scale, None, None, None
 

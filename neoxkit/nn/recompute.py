@@ -25,10 +25,10 @@ def recompute(layers: Iterable[tuple[int, nn.Module]], options: Recompute) -> No
             continue
         if options.layers == "full":  # around what is compiled
             again = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-            layer.forward = again  # type: ignore[method-assign]
+            layer.forward = again
         else:  # inside what is compiled, where layers are alike only if they call the same function
             part = layer.get_submodule("attn")
-            part.forward = MethodType(_again, part)  # type: ignore[method-assign]
+            part.forward = MethodType(_again, part)
 
 
 def _again(part: nn.Module, *given: Any) -> Any:

@@ -123,67 +123,67 @@ def traded(x: Tensor, group: ProcessGroup) -> Tensor:
 
 class _Enter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         # A copy: autograd may have given the same tensor to others.
         return summed(gradient.clone(memory_format=torch.contiguous_format), ctx.group), None
 
 
 class _Leave(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
         return summed(x.clone(memory_format=torch.contiguous_format), group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
 class _Scatter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, group: ProcessGroup) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
         ctx.dim, ctx.group = dim, group
         return summed_part(x, dim, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return joined(gradient, ctx.dim, ctx.group), None, None
 
 
 class _Collect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, group: ProcessGroup) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
         ctx.dim, ctx.group = dim, group
         return joined(x, dim, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return part(gradient, ctx.dim, ctx.group), None, None
 
 
 class _Trade(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
         return traded(x, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return traded(gradient, ctx.group), None
 
 
 def enter(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """x, which every rank holds; its gradient is summed, since each rank sees only part of what x does."""
-    return x if group is None else _Enter.apply(x, group)  # type: ignore[no-any-return]
+    return x if group is None else _Enter.apply(x, group)
 
 
 def leave(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """The sum of what the ranks hold, which is then on every rank."""
-    return x if group is None else _Leave.apply(x, group)  # type: ignore[no-any-return]
+    return x if group is None else _Leave.apply(x, group)
 
 
 def combine(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -193,14 +193,14 @@ def combine(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 def scatter(x: Tensor, dim: int, group: ProcessGroup | None) -> Tensor:
     """This rank's part of the sum of what the ranks hold."""
-    return x if group is None else _Scatter.apply(x, dim, group)  # type: ignore[no-any-return]
+    return x if group is None else _Scatter.apply(x, dim, group)
 
 
 def collect(x: Tensor, dim: int, group: ProcessGroup | None) -> Tensor:
     """The parts of a dimension joined, to be used in the same way by every rank."""
-    return x if group is None else _Collect.apply(x, dim, group)  # type: ignore[no-any-return]
+    return x if group is None else _Collect.apply(x, dim, group)
 
 
 def trade(x: Tensor, group: ProcessGroup) -> Tensor:
     """What the ranks have for this one, [ranks, ...], where each gives x[r] to rank r."""
-    return _Trade.apply(x, group)  # type: ignore[no-any-return]
+    return _Trade.apply(x, group)

@@ -136,7 +136,7 @@ def _divide_layers(groups: Groups, sequence: bool) -> Division:
         return Division(groups)
     axes, group = (Axis.TP,), groups.along.get(Axis.TP)
     if group is None:
-        return Division(groups, *(_unconnected,) * 8, inside=axes, stream=axes if sequence else ())  # type: ignore[arg-type]
+        return Division(groups, *(_unconnected,) * 8, inside=axes, stream=axes if sequence else ())
     return Division(
         groups,
         share=partial(_share_tokens, group=group) if sequence else same,

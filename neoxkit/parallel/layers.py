@@ -58,7 +58,7 @@ def declare(
     parameter = nn.Parameter(values)
     parameter.held = held  # type: ignore[attr-defined]
     if parts := list(_partial(held, division, sums)):
-        parameter.register_hook(partial(_complete, parts))  # type: ignore[no-untyped-call]
+        parameter.register_hook(partial(_complete, parts))
     return parameter
 
 

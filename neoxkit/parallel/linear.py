@@ -22,15 +22,13 @@ TOKENS = 1
 
 class _Column(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: ProcessGroup, divided: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: ProcessGroup, divided: bool) -> Tensor:
         ctx.group, ctx.divided = group, divided
         ctx.save_for_backward(x, weight)
         return F.linear(joined(x, TOKENS, group) if divided else x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
         whole = begin_joined(x, TOKENS, ctx.group) if ctx.divided and for_weight else None
@@ -45,16 +43,14 @@ class _Column(torch.autograd.Function):
 
 class _Row(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, group: ProcessGroup, divided: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, group: ProcessGroup, divided: bool) -> Tensor:
         ctx.group, ctx.divided = group, divided
         ctx.save_for_backward(x, weight)
         product = F.linear(x, weight)
         return summed_part(product, TOKENS, group) if divided else summed(product, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight = ctx.needs_input_grad[:2]
         if ctx.divided:
@@ -74,7 +70,7 @@ def _for_weight(gradient: Tensor, x: Tensor) -> Tensor:
 
 def column(group: ProcessGroup, divided: bool, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b of a stream x, for this rank's rows of W."""
-    return _Column.apply(x, weight, bias, group, divided)  # type: ignore[no-any-return]
+    return _Column.apply(x, weight, bias, group, divided)
 
 
 def row(group: ProcessGroup, divided: bool, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

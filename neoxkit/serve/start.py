@@ -25,7 +25,7 @@ from neoxkit.checkpoint.store import Place, place
 from neoxkit.config.model import ModelConfig
 from neoxkit.convert.load import check_model, load_decoder
 from neoxkit.convert.open import Foreign, open_any
-from neoxkit.convert.tokenizer import check_vocabulary, stop_ids
+from neoxkit.convert.tokenizer import carry, check_ids, stop_ids
 from neoxkit.data.tokenizer import Tokenizer
 from neoxkit.errors import ConfigError, NeoxkitError
 from neoxkit.log import note
@@ -178,9 +178,11 @@ def open_engine(
         raise SystemExit(0)
     opened = wanted.open()
     folder = tokenizer or opened.tokenizer
-    found = None if folder is None else check_vocabulary(folder, opened.config)
-    if folder is None or found is None:
-        raise ConfigError(f"{tokenizer or source} has no tokenizer", "name one with --tokenizer")
+    found = None if folder is None else carry(folder)
+    if folder is None or found is None or found.tokenizer is None:
+        why = f": {found.why}" if found is not None and found.why else ""
+        raise ConfigError(f"{tokenizer or source} has no tokenizer{why}", "name one with --tokenizer")
+    check_ids(found.tokenizer, opened.config)
     if (limits.context or 0) > opened.config.context:
         raise ConfigError(
             f"--max-context {limits.context} is more than the model's context of {opened.config.context} tokens",
@@ -189,7 +191,7 @@ def open_engine(
     check_model(opened)
     choose_device(device)
     Decoder(opened.config, "meta", groups=Groups(Mesh(tp=tp)))  # raises where the heads cannot be divided
-    return Serving(wanted, opened, folder, found)
+    return Serving(wanted, opened, folder, found.tokenizer)
 
 
 def build(wanted: Wanted, opened: Checkpoint | Foreign, world: World) -> Runner | Recorder:

@@ -53,7 +53,7 @@ class NoiseScale:
         at = groups.mesh.coord()
         for parameter in parameters:
             rows = counted(holdings(parameter), at)
-            parameter.register_hook(lambda gradient, rows=rows: self._add(gradient, rows))  # type: ignore[no-untyped-call]
+            parameter.register_hook(lambda gradient, rows=rows: self._add(gradient, rows))
 
     def listen(self, device: torch.device, wanted: bool = True) -> None:
         """Measure the step that is about to begin, or leave it alone."""

@@ -73,7 +73,7 @@ class PlainEngine:
         self.gradients: dict[Tensor, Tensor] = {}
         self._sums_begun: list[Begun] | None = None
         for parameter in self.parameters:
-            parameter.register_post_accumulate_grad_hook(self._collect)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(self._collect)
 
     def _collect(self, parameter: Tensor) -> None:
         """Add a parameter's fresh gradient to the step's; the first is taken as it is, not added to zeros."""
@@ -138,7 +138,7 @@ class PlainEngine:
                 # Gradients are whole in the last micro-batch: they go round while those of earlier layers are made.
                 self._sums_begun = [] if last else None
                 scale = None if self.scaler is None else loss.sum.new_tensor(loss_factor(self.scaler, self.config))
-                loss.sum.backward(scale)  # type: ignore[no-untyped-call]
+                loss.sum.backward(scale)
             total += loss.sum.detach()
             count += loss.count
         for finish in self._sums_begun or ():

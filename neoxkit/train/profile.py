@@ -94,13 +94,13 @@ class Profiler:
 
     def _nsight(self) -> Callable[[int], None]:
         """NVTX ranges of steps and of torch's operations, between the calls that Nsight Systems waits for."""
-        torch.cuda.cudart().cudaProfilerStart()  # type: ignore[no-untyped-call]
+        torch.cuda.cudart().cudaProfilerStart()
         ranges = torch.autograd.profiler.emit_nvtx()
-        ranges.__enter__()  # type: ignore[no-untyped-call]
+        ranges.__enter__()
 
         def stop(last: int) -> None:
             torch.cuda.synchronize(self.device)
-            ranges.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            torch.cuda.cudart().cudaProfilerStop()  # type: ignore[no-untyped-call]
+            ranges.__exit__(None, None, None)
+            torch.cuda.cudart().cudaProfilerStop()
 
         return stop

@@ -46,11 +46,11 @@ class Only(Checkpoint):
     """A checkpoint of which the configuration alone is asked for."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self.path = Path("here")  # type: ignore[misc]
+        self.path = Path("here")
         self.given = config
 
     @property
-    def config(self) -> ModelConfig:  # type: ignore[override]
+    def config(self) -> ModelConfig:
         return self.given
 
 

@@ -323,7 +323,7 @@ def test_summed_biases_learn_as_their_parts_did(state: State, oracle: Path, tmp_
             model, {name: torch.stack(list(each)).sum(0) for name, each in values.items()}, batch.ids
         )
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         once = [each[0].grad for each in values.values() if each[0].grad is not None]
         norm = float(torch.nn.utils.get_total_norm(once))
         for each in values.values():

@@ -233,7 +233,7 @@ def test_another_end_of_document(tokenizer: Path, tmp_path: Path) -> None:
 def test_golden_bytes(tmp_path: Path) -> None:
     """Text to the bytes that gpt-neox writes of these tokens."""
     made = tokenizers.Tokenizer(models.WordLevel({"a": 5, "b": 6, "c": 7, "d": 1, "e": 9, "f": 8}, unk_token=""))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.save(str(tmp_path / "t.json"))
     source = lines(tmp_path / "x.jsonl", [{"text": "a b c"}, {"text": "d"}, {"text": "e f c b"}])
     fine(source, "-o", tmp_path / "p", "--tokenizer", tmp_path / "t.json", "--no-append-eod")

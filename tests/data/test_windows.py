@@ -29,7 +29,7 @@ def llama(prepend: bool) -> tokenizers.Tokenizer:
     made.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False))
     spaces = [normalizers.Replace(" ", "\u2581")]
     made.normalizer = normalizers.Sequence([*([normalizers.Prepend("\u2581")] if prepend else []), *spaces])
-    made.pre_tokenizer = None  # type: ignore[assignment]
+    made.pre_tokenizer = None
     made.decoder = decoders.Metaspace()
     return made
 
@@ -37,7 +37,7 @@ def llama(prepend: bool) -> tokenizers.Tokenizer:
 def neox(folder: Path) -> tokenizers.Tokenizer:
     """GPT-NeoX's kind: GPT-2's split, NFC, and added tokens of spaces."""
     made = tokenizers.Tokenizer.from_file(str(bpe(folder / "tokenizer") / "tokenizer.json"))
-    made.normalizer = normalizers.NFC()  # type: ignore[assignment]
+    made.normalizer = normalizers.NFC()
     made.add_tokens([tokenizers.AddedToken(" " * count, normalized=False) for count in range(2, 25)])
     return made
 

@@ -98,7 +98,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 def look(browser: WebDriver, folder: Path, dark: bool = False) -> None:
     (folder / "scores.html").write_text(made(folder))
     features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})  # type: ignore[attr-defined]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.get((folder / "scores.html").as_uri())
 
 
@@ -138,7 +138,7 @@ def test_light_and_dark(browser: WebDriver, pair: Path, dark: bool) -> None:
 @needs_browser
 def test_what_a_screen_reader_is_told(browser: WebDriver, pair: Path) -> None:
     look(browser, pair)
-    tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]  # type: ignore[attr-defined]
+    tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     told = {(node["role"]["value"], node.get("name", {}).get("value", "")) for node in tree if not node["ignored"]}
     assert ("main", "") in told
     assert ("heading", "Scores of <i>a, b") in told
@@ -151,9 +151,9 @@ def test_what_a_screen_reader_is_told(browser: WebDriver, pair: Path) -> None:
 @needs_browser
 def test_a_phone_needs_no_scrolling_to_the_side(browser: WebDriver, pair: Path) -> None:
     metrics = {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)  # type: ignore[attr-defined]
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
         look(browser, pair)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 380
     finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})  # type: ignore[attr-defined]
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

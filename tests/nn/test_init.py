@@ -46,7 +46,7 @@ def test_deviations_are_gpt_neoxs(depth: int, width: int) -> None:
 def test_values_are_torchs(name: str) -> None:
     """The same generator through torch's own initialiser gives the same numbers; for small tensors, in one go."""
     spec = TensorSpec("layers.0.mlp.up.weight", (96, 40))
-    drawn = initial(spec, 7, drawing(config(), Init(weights=name)))  # type: ignore[arg-type]
+    drawn = initial(spec, 7, drawing(config(), Init(weights=name)))
     seed = int.from_bytes(hashlib.sha256(b"7/layers.0.mlp.up.weight").digest()[:8], "little", signed=True)
     generator, wanted = torch.Generator().manual_seed(seed), torch.empty(96, 40)
     if name == "xavier_uniform":
@@ -70,7 +70,7 @@ def test_orthogonal_is_orthogonal() -> None:
 def test_a_box_is_part_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever blocks it lies in: rows, columns, corners, nothing."""
     monkeypatch.setattr(init, "BLOCK", 100)  # 14 rows of 7
-    spec, draw = TensorSpec("embed.weight", (50, 7), role=Role.EMBED), drawing(config(), Init(weights=name))  # type: ignore[arg-type]
+    spec, draw = TensorSpec("embed.weight", (50, 7), role=Role.EMBED), drawing(config(), Init(weights=name))
     whole = initial(spec, 3, draw)
     assert len({tuple(row.tolist()) for row in whole}) == 50, "blocks repeat"
     boxes: list[Any] = [

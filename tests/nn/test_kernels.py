@@ -295,7 +295,7 @@ def test_flash_attention_3_where_it_is_installed(setting: Setting, newer: bool) 
 def model(kernel: str = "auto", **options: Any) -> Decoder:
     given = {"family": "gpt_neox", "depth": 2, "width": 32, "vocab": 50, "context": 32, "mixer": {"heads": 4}}
     config = ModelConfig.model_validate({**given, **options})
-    built = Decoder(config, kernels=Kernels(attention=kernel))  # type: ignore[arg-type]
+    built = Decoder(config, kernels=Kernels(attention=kernel))
     initialise(built, config, Init(std=0.2), seed=0)
     return built
 

@@ -106,7 +106,7 @@ def test_it_chats_over_http(original: Path) -> None:
             messages=messages,
             temperature=0,
             max_tokens=24,
-            stream=True,  # type: ignore[arg-type]
+            stream=True,
         )
         first = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
         assert "Paris" in first
@@ -115,7 +115,7 @@ def test_it_chats_over_http(original: Path) -> None:
             model=NAME,
             messages=messages,
             temperature=0,
-            max_tokens=24,  # type: ignore[arg-type]
+            max_tokens=24,
         )
         assert "Rome" in str(second.choices[0].message.content)
         assert second.usage.prompt_tokens_details.cached_tokens > 16

@@ -186,4 +186,4 @@ def test_paths() -> None:
     assert place("file:///folder/x") == Path("/folder/x")
     assert place("hf://org/name") == Path("hf://org/name")
     with pytest.raises(CheckpointError, match="only a folder of a disk"):
-        Path(path)  # type: ignore[arg-type]
+        Path(path)

@@ -73,11 +73,11 @@ def table_8(run: RunConfig, wider: float, smaller: float) -> PlainEngine:
         fused = multiply(*args)
         return torch.cat((fused[..., :queries] * smaller, fused[..., queries:]), -1)
 
-    for block in built.model.layers:  # type: ignore[union-attr]
+    for block in built.model.layers:
         qkv = block.attn.qkv  # type: ignore[union-attr]
         qkv.multiply = partial(less, qkv.multiply, qkv.rows[0])  # type: ignore[union-attr]
     plain_hidden = built.model.hidden
-    built.model.hidden = lambda *args: plain_hidden(*args) / wider  # type: ignore[operator, assignment]
+    built.model.hidden = lambda *args: plain_hidden(*args) / wider
     return built
 
 
@@ -94,11 +94,11 @@ def moved(run: RunConfig) -> tuple[float, float]:
     """How far five steps move logits and the stream before the head: root mean squares."""
     built, batch = engine(run), runs.batch(4, 0)
     with torch.no_grad():
-        hidden, logits = built.model.hidden(batch.ids), built.model(batch.ids)  # type: ignore[operator]
+        hidden, logits = built.model.hidden(batch.ids), built.model(batch.ids)
     for _ in range(5):
         built.step([batch], 0.01)
     with torch.no_grad():
-        now, said = built.model.hidden(batch.ids), built.model(batch.ids)  # type: ignore[operator]
+        now, said = built.model.hidden(batch.ids), built.model(batch.ids)
     return (now - hidden).square().mean().sqrt().item(), (said - logits).square().mean().sqrt().item()
 
 

@@ -96,8 +96,8 @@ def test_clipping_is_torchs(clip: float | None) -> None:
     built.optimizer.step = keep  # type: ignore[method-assign]
     batch = runs.batch(4, 0)
     report = built.step([batch], 0.01)
-    hidden = built.model.hidden(batch.ids)  # type: ignore[operator]
-    logits = torch.nn.functional.linear(hidden, built.model.head.weight)  # type: ignore[union-attr, arg-type]
+    hidden = built.model.hidden(batch.ids)
+    logits = torch.nn.functional.linear(hidden, built.model.head.weight)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
     for parameter, gradient in zip(built.parameters, torch.autograd.grad(loss, built.parameters), strict=True):
         parameter.grad = gradient

@@ -87,7 +87,7 @@ PYTHIA = {
 
 @pytest.mark.parametrize("decay", PYTHIA)
 def test_golden_of_pythia(decay: str) -> None:
-    schedule = Schedule(decay=decay, warmup=0.01, min_lr=1e-4, era="pythia")  # type: ignore[arg-type]
+    schedule = Schedule(decay=decay, warmup=0.01, min_lr=1e-4, era="pythia")
     for step, expected in PYTHIA[decay].items():
         assert rate(step, schedule, 1e-3, 1000) == pytest.approx(expected, rel=1e-9), step
     assert rate(1500, schedule, 1e-3, 1000) == rate(990, schedule, 1e-3, 1000)
@@ -95,7 +95,7 @@ def test_golden_of_pythia(decay: str) -> None:
 
 @pytest.mark.parametrize("decay", GOLDEN)
 def test_from_2023_to_2026_only_the_first_step_differed(decay: str) -> None:
-    then = Schedule(decay=decay, warmup=0.01, min_lr=1e-4, era="2023")  # type: ignore[arg-type]
+    then = Schedule(decay=decay, warmup=0.01, min_lr=1e-4, era="2023")
     assert rate(0, then, 1e-3, 1000) == 0
     for step, expected in GOLDEN[decay].items():
         assert step == 0 or rate(step, then, 1e-3, 1000) == pytest.approx(expected, rel=1e-9), step
@@ -103,7 +103,7 @@ def test_from_2023_to_2026_only_the_first_step_differed(decay: str) -> None:
 
 @pytest.mark.parametrize("decay", GOLDEN)
 def test_golden(decay: str) -> None:
-    schedule = Schedule(decay=decay, warmup=0.01, min_lr=1e-4)  # type: ignore[arg-type]
+    schedule = Schedule(decay=decay, warmup=0.01, min_lr=1e-4)
     for step, expected in GOLDEN[decay].items():
         assert rate(step, schedule, 1e-3, 1000) == pytest.approx(expected, rel=1e-9), step
 

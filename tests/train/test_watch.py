@@ -94,7 +94,7 @@ def gradient(engine: PlainEngine, batches: list[Batch]) -> torch.Tensor:
     """The gradient of the mean loss over all tokens of the batches, flat, by autograd alone."""
     total = sum(engine.objective.loss(engine.model.hidden(b.ids), engine.model.head, b).sum for b in batches)
     tokens = sum(b.labels.numel() for b in batches)
-    found = torch.autograd.grad(total / tokens, engine.parameters)  # type: ignore[arg-type, operator]
+    found = torch.autograd.grad(total / tokens, engine.parameters)  # type: ignore[arg-type]
     return torch.cat([each.flatten() for each in found])
 
 

@@ -98,8 +98,9 @@ class NeoxSource:
         """What the settings name, if it is here and can be opened; or the folder."""
         said = [self.settings.get(key) for key in ("tokenizer_type", "vocab_file", "merge_file")]
         kind, path, merges = (each if isinstance(each, str) else None for each in said)
-        named = spelled((kind or "").lower(), path, merges)
-        if named is None or (kind or "").lower() == "tiktokentokenizer":  # which the network would be asked for
+        kind = (kind or "").lower()
+        named = spelled(kind, path, merges)
+        if named is None or kind == "tiktokentokenizer":  # which the network would be asked for
             return self.folder
         try:
             return open_tokenizer(named).path

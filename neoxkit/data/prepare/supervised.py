@@ -13,6 +13,7 @@ from typing import Any
 from neoxkit import log
 from neoxkit.data.prepare.columns import Output
 from neoxkit.data.prepare.examples import Made, Maker, Recipe
+from neoxkit.data.prepare.request import LONGEST
 from neoxkit.data.prepare.skipped import Skipped
 from neoxkit.data.prepare.workers import number_of, ordered, started
 from neoxkit.data.text.documents import NOTHING_LEARNED, TOO_LONG, Reject
@@ -22,9 +23,6 @@ from neoxkit.data.text.rows import Row, rows
 from neoxkit.data.text.sources import Dataset, Selection, Source, find
 from neoxkit.data.tokens.stage import Stage, named
 from neoxkit.errors import DataError
-
-LONGEST = 1 << 30
-"""Bytes that a row, or a file that is one array, may have."""
 
 SELECTION = Selection(include=("*.jsonl", "*.ndjson", "*.json", "*.parquet"), option=None)
 """The files of a folder that are read."""

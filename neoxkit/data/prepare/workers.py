@@ -26,7 +26,7 @@ from neoxkit.errors import NeoxkitError
 from neoxkit.machine import cores
 
 Answer = TypeVar("Answer")
-Made = TypeVar("Made", covariant=True)
+Answer_co = TypeVar("Answer_co", covariant=True)
 
 _LENGTH = struct.Struct("<Q")
 _WAITING = 8 << 20  # bytes of text for each worker that may be read ahead of what is written
@@ -39,10 +39,10 @@ class WorkerLostError(NeoxkitError):
     """A worker process ended before its work was done."""
 
 
-class Job(Protocol[Made]):
+class Job(Protocol[Answer_co]):
     """What workers are for: a copy is sent to each."""
 
-    def begin(self) -> Callable[..., Made]:
+    def begin(self) -> Callable[..., Answer_co]:
         """What answers questions. It is called by one thread."""
 
 

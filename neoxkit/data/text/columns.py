@@ -99,7 +99,7 @@ def array_rows(stream: Stream, keys: Sequence[str] | None, longest: int, start: 
         if size > longest:
             raise DataError(
                 f"{where} is one JSON value of more than {longest:,} bytes, which is read whole",
-                "write a JSON value a line, or raise --max-document",
+                "write a JSON value a line; or raise --max-document of `neoxkit data tokenize`",
             )
     try:
         rows = json.loads(b"".join(held).decode("utf-8-sig"))

@@ -160,7 +160,7 @@ def _dataset(corpus: Corpus, folder: Path, max_bytes: int | None) -> Fetched:
 
     assert corpus.hub is not None
     # requests' errors are OSErrors; those of httpx, which later releases use, have a base of their own
-    unreachable: tuple[type[BaseException], ...] = (OSError, HfHubHTTPError.__mro__[1])  # type: ignore[assignment]
+    unreachable: tuple[type[BaseException], ...] = (OSError, HfHubHTTPError.__mro__[1])
     where = f"https://huggingface.co/datasets/{corpus.hub}"
     try:
         about = huggingface_hub.HfApi().dataset_info(corpus.hub, files_metadata=True, timeout=PATIENCE)

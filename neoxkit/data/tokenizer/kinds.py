@@ -199,7 +199,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     except ModuleNotFoundError:
         raise DataError(nothing, "check the path; for a name on the Hub, pip install 'neoxkit[hf]'") from None
     # requests' errors are OSErrors; those of httpx, which later releases use, have a base of their own
-    unreachable: tuple[type[BaseException], ...] = (OSError, ValueError, HfHubHTTPError.__mro__[1])  # type: ignore[assignment]
+    unreachable: tuple[type[BaseException], ...] = (OSError, ValueError, HfHubHTTPError.__mro__[1])
     try:
         wanted = [*NAMES, TEKKEN]
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted, etag_timeout=10))

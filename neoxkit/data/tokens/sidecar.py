@@ -10,6 +10,7 @@ from typing import Any
 
 from neoxkit.data.tokens.indexed import IndexedFile, pair
 from neoxkit.errors import DataError
+from neoxkit.log import counted
 
 FORMAT = {"name": "neoxkit-tokens", "version": 1}
 
@@ -96,8 +97,8 @@ def sidecar_of(file: IndexedFile) -> Sidecar | None:
     found, held = read_sidecar(file.bin), (file.document_count, file.tokens)
     if found and (found.documents, found.tokens) != held:
         raise DataError(
-            f"{path_of(file.bin)} speaks of {found.documents} documents and {found.tokens} tokens, and "
-            f"{file.idx.name} holds {held[0]} and {held[1]}",
+            f"{path_of(file.bin)} speaks of {counted(found.documents, 'document')} and "
+            f"{counted(found.tokens, 'token')}, and {file.idx.name} holds {held[0]:,} and {held[1]:,}",
             "they do not belong together; tokenize the text again",
         )
     return found

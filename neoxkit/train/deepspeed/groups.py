@@ -77,4 +77,4 @@ def ensure_started(device: torch.device) -> None:
     """Start torch.distributed where this process is the only one: DeepSpeed does nothing without it."""
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -166,7 +166,7 @@ def build_stage(row: list[Layer], bounds: list[int], enter: Callable[[], None], 
     """
     from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 
-    class Stage(PipelineModule):  # type: ignore[misc]
+    class Stage(PipelineModule):
         def _partition_layers(self, method: str = "") -> None:
             self.parts = bounds
             self._set_bounds(bounds[self.stage_id], bounds[self.stage_id + 1])

@@ -325,7 +325,7 @@ def _mapped(groups: Iterable[Iterable[Any]], flats: Sequence[Tensor]) -> Iterato
 def _lying(gradients: Any) -> dict[int, Tensor] | Tensor:
     """The gradients of a group: one flat tensor, or tensors that lie one behind the other, by where each begins."""
     if (flat := getattr(gradients, "flat_partition", None)) is not None:
-        return flat.view(-1)  # type: ignore[no-any-return]
+        return flat.view(-1)
     found, at = {}, 0
     for gradient in gradients:
         found[at] = gradient.view(-1)

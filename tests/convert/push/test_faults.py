@@ -183,7 +183,7 @@ def test_what_a_killed_push_left_is_removed(hub: Hub, neoxkit, model: Path, temp
 def test_a_full_disk_is_known_beforehand(hub: Hub, neoxkit, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     refused(neoxkit("push", model, REPO), "needs", "the disk has 10 free", "TMPDIR")
     assert set(hub.files(REPO)) == {".gitattributes"}
 

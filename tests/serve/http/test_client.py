@@ -20,7 +20,7 @@ def alone(server: Live, ids: list[int], count: int, **sampling: Any) -> list[int
     """The tokens that the model itself continues a prompt with, by an engine that does nothing else."""
     from neoxkit.serve.start import open_engine
 
-    with open_engine(server.serving.folder, dtype="F32", device="cpu") as serving:  # type: ignore[arg-type]
+    with open_engine(server.serving.folder, dtype="F32", device="cpu") as serving:
         serving.engine.submit(Request(tuple(ids), Sampling(**sampling), max_tokens=count))
         found = []
         while not serving.engine.idle:
@@ -145,7 +145,7 @@ def test_a_stream_is_the_answer_in_pieces(client: openai.OpenAI) -> None:
         for choice in chunk.choices:
             assert reasons[choice.index] is None, "something came after the end"
             texts[choice.index] += choice.text
-            reasons[choice.index] = choice.finish_reason  # type: ignore[call-overload]
+            reasons[choice.index] = choice.finish_reason
     assert texts == [choice.text for choice in whole.choices]
     assert reasons == ["length"] * 4
     assert len(ids) == 1
@@ -176,7 +176,7 @@ def test_stop_texts_end_an_answer_before_them(client: openai.OpenAI) -> None:
     before = whole[: whole.index(stop)]
     cut = client.completions.create(**given, stop=[stop, "\x00\x00never"]).choices[0]
     assert (cut.text, cut.finish_reason) == (before, "stop")
-    assert cut.stop_reason == stop  # type: ignore[attr-defined]
+    assert cut.stop_reason == stop
     kept = client.completions.create(**given, stop=stop, extra_body={"include_stop_str_in_output": True}).choices[0]
     assert kept.text == before + stop
     streamed = [chunk.choices[0].text for chunk in client.completions.create(**given, stop=stop, stream=True)]
@@ -193,7 +193,7 @@ def test_stop_tokens_end_an_answer(client: openai.OpenAI, server: Live) -> None:
     assert told.usage is not None
     assert told.usage.completion_tokens == place
     assert told.choices[0].finish_reason == "stop"
-    assert told.choices[0].stop_reason == stop  # type: ignore[attr-defined]
+    assert told.choices[0].stop_reason == stop
     later = client.completions.create(**given, extra_body={"stop_token_ids": [stop], "min_tokens": place + 1})
     assert later.usage is not None
     assert later.usage.completion_tokens > place
@@ -205,7 +205,7 @@ def test_the_end_of_a_text_ends_an_answer_unless_it_is_ignored(client: openai.Op
     ended = client.completions.create(**given)
     assert ended.usage is not None
     assert (ended.usage.completion_tokens, ended.choices[0].finish_reason) == (0, "stop")
-    assert ended.choices[0].stop_reason is None  # type: ignore[attr-defined]
+    assert ended.choices[0].stop_reason is None
     extra: dict[str, Any] = {"ignore_eos": True}
     ignored = client.completions.create(**given, extra_body=extra)
     assert (ignored.choices[0].text, ignored.choices[0].finish_reason) == ("", "length")

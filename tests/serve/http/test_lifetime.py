@@ -56,8 +56,8 @@ def test_a_reader_that_does_not_read_holds_nobody_up(model_folder: Path) -> None
         slow = connect(server, {**LONG, "stream": True, "n": 8, "logprobs": 20, "echo": True}, buffer=2048)
         until(lambda: server.service.statistics.waiting == 8)
         for connection in server.server.server_state.connections:
-            connection.transport.set_write_buffer_limits(1024)  # type: ignore[union-attr]
-            connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)  # type: ignore[union-attr]
+            connection.transport.set_write_buffer_limits(1024)
+            connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
         let(10_000)
         assert server.client().completions.create(model=NAME, prompt="x", max_tokens=100).usage is not None
         until(server.idle)  # the engine is done with it, though most was not sent

@@ -108,7 +108,7 @@ def test_what_is_said_is_text_and_nothing_else(page: Page) -> None:
 def test_nothing_comes_from_elsewhere(page: Page, server: Live) -> None:
     page.ask("hello")
     script = "return performance.getEntriesByType('resource').map(each => each.name)"
-    fetched = page.browser.execute_script(script)  # type: ignore[no-untyped-call]
+    fetched = page.browser.execute_script(script)
     assert fetched
     assert all(name.startswith((server.root, "data:")) for name in fetched)
     policy = server.get("/").headers["content-security-policy"]
@@ -163,29 +163,29 @@ def answer_of(page: Page, text: str, most: int) -> str:
 
 
 def test_it_fits_a_phone(page: Page) -> None:
-    page.browser.execute_cdp_cmd(  # type: ignore[no-untyped-call]
+    page.browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 640, "deviceScaleFactor": 2, "mobile": True}
     )
     try:
         page.ask("a" * 100)
         wide = "return [document.documentElement.scrollWidth, innerWidth, document.documentElement.scrollHeight]"
-        assert page.browser.execute_script(wide) == [360, 360, 640]  # type: ignore[no-untyped-call]
+        assert page.browser.execute_script(wide) == [360, 360, 640]
         for name in ("text", "send", "stop", "clear", "temperature", "most"):
             box = page.at(name).rect
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= 360
             assert box["y"] + box["height"] <= 640
     finally:
-        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})  # type: ignore[no-untyped-call]
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_it_is_light_or_dark_as_the_reader_likes(page: Page) -> None:
     def shade(scheme: str) -> tuple[int, int]:
         """How bright page and ink are, of 765."""
         feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)  # type: ignore[no-untyped-call]
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
         script = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
-        found = page.browser.execute_script(script)  # type: ignore[no-untyped-call]
+        found = page.browser.execute_script(script)
         back, ink = (sum(map(int, each[4:-1].split(","))) for each in found)
         return back, ink
 

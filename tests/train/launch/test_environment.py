@@ -77,7 +77,7 @@ def test_each_launcher_is_recognised(
     assert (found.by, found.address) == (by, address)
     assert (found.rank, found.world, found.local_rank, found.local_world) == numbers
     assert find({**environ, "MASTER_ADDR": "given", "MASTER_PORT": "7"}) == Place(
-        *numbers, "given", 7, by, device=numbers[2] or 0  # type: ignore[arg-type]
+        *numbers, "given", 7, by, device=numbers[2] or 0
     )  # fmt: skip
 
 
